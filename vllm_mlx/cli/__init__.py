@@ -1,0 +1,1 @@
+"""The command line, and the place where the layers are put together."""

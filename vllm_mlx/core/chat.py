@@ -1,0 +1,56 @@
+"""A request in no vendor's dialect: what every endpoint decodes its body into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from vllm_mlx.core.sampling import SamplingParams
+
+
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
+    """A piece of text inside a message."""
+
+    text: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the assistant made earlier; `arguments` is JSON text as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn. `role` is 'system', 'user', 'assistant' or 'tool'."""
+
+    role: str
+    content: str | tuple[TextPart, ...] | None = None
+    name: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """Continue a conversation."""
+
+    request_id: str
+    messages: tuple[Message, ...]
+    sampling: SamplingParams
+    template_kwargs: dict[str, Any] = {}
+    """Extra variables for the chat template."""
+    timeout_s: float | None = None
+
+
+class CompletionRequest(msgspec.Struct, frozen=True):
+    """Continue raw text or token ids; one choice set per prompt (choice = prompt index x n + i)."""
+
+    request_id: str
+    prompts: tuple[str | tuple[int, ...], ...]
+    sampling: SamplingParams
+    echo: bool = False
+    """Begin each choice's text with its prompt."""
+    timeout_s: float | None = None

@@ -1,0 +1,180 @@
+"""Every setting, in one frozen record.
+
+Flags, `--help`, environment variables (`VLLM_MLX_<FIELD>`) and `docs/reference/settings.md` are generated from the
+fields below: the type, the default, the docstring under the field and the `setting(...)` metadata.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_mlx.core.errors import ConfigError
+
+
+def setting(default: Any, *, group: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), metavar: str = "") -> Any:
+    """A field of `Config`. `flags` are extra spellings besides `--field-name`; `choices` limits a text setting."""
+    metadata = {"group": group, "choices": choices, "flags": flags, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of one served model."""
+
+    model: str = setting("demo", group="model")
+    """A local folder, a Hugging Face id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."""
+    served_model_name: str | None = setting(None, group="model", metavar="NAME")
+    """Name of the model in the API; the model argument if not given."""
+    revision: str | None = setting(None, group="model")
+    """Branch, tag or commit of a Hugging Face model."""
+    trust_remote_code: bool = setting(False, group="model")
+    """Allow Python code that comes with the model to run."""
+    dtype: str = setting("auto", group="model", choices=("auto", "float32", "bfloat16", "float16"))
+    """Type that weights and activations are computed in; auto is the model's own on a GPU and float32 on a CPU."""
+    max_model_len: int | None = setting(None, group="model", metavar="TOKENS")
+    """Longest sequence, prompt and output together; the model's own limit if not given."""
+    offline: bool = setting(False, group="model")
+    """Never use the network; only models that are already here."""
+    download_timeout: int = setting(300, group="model", metavar="SECONDS")
+    """Seconds without a byte after which a download fails."""
+    download_retries: int = setting(3, group="model", metavar="N")
+    """How often a failed download is tried again (it resumes where it stopped)."""
+    cache_dir: str | None = setting(None, group="model", metavar="DIR")
+    """Where converted models are kept; ~/.cache/vllm-mlx if not given."""
+
+    host: str = setting("127.0.0.1", group="server")
+    """Address to listen on; 0.0.0.0 opens the server to the network."""
+    port: int = setting(8000, group="server")
+    """TCP port to listen on."""
+    api_key: str | None = setting(None, group="server", metavar="KEY")
+    """Key that clients must send; without it everybody may use the server."""
+    timeout: float = setting(300.0, group="server", metavar="SECONDS")
+    """Longest time a request may take, unless it asks for less or more with `timeout`; 0 is no limit."""
+    drain_timeout: float = setting(30.0, group="server", metavar="SECONDS")
+    """After SIGTERM, how long running requests may take to finish."""
+    max_body_mb: int = setting(32, group="server", metavar="MIB")
+    """Largest request body."""
+    keepalive_interval: float = setting(5.0, group="server", metavar="SECONDS")
+    """A silent stream gets a comment line this often, so that proxies do not close it."""
+    stream_interval: int = setting(1, group="server", metavar="TOKENS")
+    """Tokens per streamed event: 1 is smoothest, more costs less."""
+    log_level: str = setting("info", group="server", choices=("debug", "info", "warning", "error"))
+    """Least severe log line that is printed."""
+    log_format: str = setting("text", group="server", choices=("text", "json"))
+    """Log lines for a person or for a machine."""
+
+    max_num_seqs: int = setting(256, group="engine", metavar="N")
+    """Most sequences decoded at the same time."""
+    max_waiting: int = setting(1024, group="engine", metavar="N")
+    """Most sequences waiting for their turn; past that requests are answered 503."""
+    prefill_step_size: int = setting(2048, group="engine", metavar="TOKENS", flags=("--chunked-prefill-tokens",))
+    """Most prompt tokens computed in one step."""
+    decode_stall_ms: float = setting(200.0, group="engine", metavar="MS")
+    """While streams are running, prompts are computed in chunks that take about this long."""
+    cache_memory_mb: int | None = setting(None, group="engine", metavar="MIB")
+    """Memory for the KV cache; overrides --cache-memory-percent."""
+    cache_memory_percent: float = setting(0.2, group="engine", metavar="FRACTION")
+    """Fraction of the device's memory for the KV cache."""
+    gpu_memory_utilization: float = setting(0.9, group="engine", metavar="FRACTION")
+    """Fraction of the GPU's memory that weights, KV cache and temporaries may use together."""
+    num_pages: int | None = setting(None, group="engine", metavar="N")
+    """Exact number of KV pages instead of a memory size; for tests."""
+    engine: str = setting("process", group="engine", choices=("process", "thread"))
+    """Where the model runs: in a supervised child process, or in a thread of the server."""
+    engine_start_attempts: int = setting(3, group="engine", metavar="N")
+    """Failed starts in a row after which the engine is given up."""
+    engine_stall_timeout: float = setting(600.0, group="engine", metavar="SECONDS")
+    """A step that takes longer means the engine hangs; it is killed and restarted."""
+
+    max_tokens: int = setting(32768, group="defaults", metavar="N")
+    """Output tokens when a request names no limit (the context permitting)."""
+    max_request_tokens: int = setting(32768, group="defaults", metavar="N")
+    """Largest max_tokens that a request may ask for."""
+    default_temperature: float | None = setting(None, group="defaults", metavar="X")
+    """Temperature when a request gives none; the model's own default if not given."""
+    default_top_p: float | None = setting(None, group="defaults", metavar="X")
+    """top_p when a request gives none; the model's own default if not given."""
+    default_top_k: int | None = setting(None, group="defaults", metavar="N")
+    """top_k when a request gives none; the model's own default if not given."""
+    default_min_p: float | None = setting(None, group="defaults", metavar="X")
+    """min_p when a request gives none."""
+    default_presence_penalty: float | None = setting(None, group="defaults", metavar="X")
+    """presence_penalty when a request gives none."""
+    default_frequency_penalty: float | None = setting(None, group="defaults", metavar="X")
+    """frequency_penalty when a request gives none."""
+    default_repetition_penalty: float | None = setting(None, group="defaults", metavar="X")
+    """repetition_penalty when a request gives none; the model's own default if not given."""
+    default_chat_template_kwargs: dict[str, Any] | None = setting(None, group="defaults", metavar="JSON")
+    """Variables for the chat template when a request gives none, as a JSON object."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "--port must be between 0 and 65535")
+        _require(self.max_num_seqs >= 1, "--max-num-seqs must be at least 1")
+        _require(self.max_waiting >= 0, "--max-waiting must not be negative")
+        _require(self.prefill_step_size >= 1, "--prefill-step-size must be at least 1")
+        _require(self.decode_stall_ms > 0, "--decode-stall-ms must be greater than 0")
+        _require(self.stream_interval >= 1, "--stream-interval must be at least 1")
+        _require(self.max_body_mb >= 1, "--max-body-mb must be at least 1")
+        _require(self.keepalive_interval > 0, "--keepalive-interval must be greater than 0")
+        _require(self.timeout >= 0, "--timeout must not be negative (0 is no limit)")
+        _require(self.drain_timeout >= 0, "--drain-timeout must not be negative")
+        _require(self.max_model_len is None or self.max_model_len >= 2, "--max-model-len must be at least 2")
+        _require(self.num_pages is None or self.num_pages >= 2, "--num-pages must be at least 2")
+        _require(self.cache_memory_mb is None or self.cache_memory_mb >= 1, "--cache-memory-mb must be at least 1")
+        _require(0 < self.cache_memory_percent <= 1, "--cache-memory-percent must be in (0, 1]")
+        _require(0 < self.gpu_memory_utilization <= 1, "--gpu-memory-utilization must be in (0, 1]")
+        _require(self.max_tokens >= 1, "--max-tokens must be at least 1")
+        _require(self.max_request_tokens >= 1, "--max-request-tokens must be at least 1")
+        _require(self.max_tokens <= self.max_request_tokens, "--max-tokens must not exceed --max-request-tokens")
+        _require(self.download_timeout >= 1, "--download-timeout must be at least 1")
+        _require(self.download_retries >= 0, "--download-retries must not be negative")
+        _require(self.engine_start_attempts >= 1, "--engine-start-attempts must be at least 1")
+        _require(self.engine_stall_timeout > 0, "--engine-stall-timeout must be greater than 0")
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["choices"], getattr(self, field.name)
+            _require(not choices or value in choices, f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}")
+
+    @property
+    def model_name(self) -> str:
+        """The name that the API shows."""
+        return self.served_model_name or self.model
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Sampling fields that the operator set with `--default-*`."""
+        names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+        given = {name: getattr(self, f"default_{name}") for name in names}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def cache_path(self) -> Path:
+        """Folder of converted models."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else Path.home() / ".cache" / "vllm-mlx"
+
+
+def flag(field_name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + field_name.replace("_", "-")
+
+
+@functools.cache
+def docs() -> dict[str, str]:
+    """Field name to the docstring under it (read from the source once; needed for help and docs only)."""
+    tree = ast.parse(inspect.getsource(inspect.getmodule(Config)))  # type: ignore[arg-type]
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config")
+    found = {}
+    for node, following in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
+            found[node.target.id] = " ".join(str(ast.literal_eval(following.value)).split())
+    return found
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message + ".")

@@ -1,0 +1,56 @@
+"""What an endpoint receives while a request runs. The non-streaming answer is a fold of the same events."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vllm_mlx.core.messages import FinishReason
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A likely token; `token` is its text (U+FFFD where its bytes are no whole character), `bytes` its UTF-8."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+class TokenInfo(msgspec.Struct, frozen=True):
+    """A generated token with its log-probability (natural log)."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
+    """Most likely first; empty unless top_logprobs was asked for."""
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    """More text of a choice. `text` may be empty when only `tokens` moved (a held-back or partial character)."""
+
+    choice: int
+    text: str
+    tokens: tuple[TokenInfo, ...] = ()
+    """Filled only if log-probabilities were asked for."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts; over all choices when it is the request's."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """A choice ended; the last event of that choice. `stop_string` is the one that was matched, if any."""
+
+    choice: int
+    reason: FinishReason
+    usage: Usage
+    """Of this choice alone; its prompt tokens are counted once per prompt, in choice 0 of that prompt."""
+    stop_string: str | None = None
+
+
+Event = TextDelta | Finish

@@ -1,0 +1,178 @@
+"""What the API side and an engine say to each other, in a process or across one (msgpack), and who says it.
+
+Every message is a frozen struct of plain numbers, strings and bytes. `EngineClient` is all that the API side knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.step import MemoryUse, RunnerInfo, TokenLogprobs
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    """An end-of-sequence or stop token was chosen (or, outside the engine, a stop string was seen)."""
+    LENGTH = "length"
+    """max_tokens or the context was reached."""
+    ABORT = "abort"
+    """Nobody waits for it any more."""
+    ERROR = "error"
+    """It failed; see the message."""
+
+
+# ---- to the engine ----
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Start a sequence. `sampling.seed` is set, `sampling.max_tokens` is set, `stop_token_ids` includes end-of-sequence."""
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParams
+    priority: int = 0
+    """Higher goes first and is preempted last."""
+    resume_token_ids: tuple[int, ...] = ()
+    """Tokens that an earlier engine already generated for it; they count as output and are not sent again."""
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Forget a sequence. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Stop at once and free everything."""
+
+
+ToEngine = Submit | Abort | Shutdown
+
+
+# ---- from the engine ----
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Loading goes on."""
+
+    text: str
+    fraction: float | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded; requests are taken from now on."""
+
+    info: RunnerInfo
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine ends, and why. `is_model_error`: a restart would fail the same way."""
+
+    reason: str
+    is_model_error: bool = False
+
+
+class Output(msgspec.Struct, frozen=True, tag=True):
+    """New tokens of one sequence; the last one carries `finish`. A stop token is included in `token_ids`."""
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish: FinishReason | None = None
+    message: str | None = None
+    """With FinishReason.ERROR: what went wrong, for the caller."""
+    num_cached: int = 0
+    """Prompt tokens that were not computed because their pages were shared."""
+    queued_s: float | None = None
+    """With the first tokens: how long the sequence waited before its first chunk was computed."""
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """All that one step gave."""
+
+    outputs: tuple[Output, ...]
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """The engine's state, sent a few times a second while busy and when it becomes idle; also its heartbeat."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    pages_used: int = 0
+    pages_free: int = 0
+    num_preemptions: int = 0
+    """Since this engine started; so are the next two."""
+    num_steps: int = 0
+    num_tokens: int = 0
+    """Tokens computed, prompt and output."""
+    memory: MemoryUse = MemoryUse()
+    busy: bool = False
+    """Whether a step is being computed now."""
+
+
+FromEngine = Progress | Ready | Failed | Outputs | Stats
+
+
+# ---- the engine as the API side sees it ----
+
+
+class EngineState(StrEnum):
+    """What `/health` reports."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """One look at an engine."""
+
+    state: EngineState
+    info: RunnerInfo | None = None
+    stats: Stats = Stats()
+    num_restarts: int = 0
+    reason: str | None = None
+    """Why it is restarting or failed."""
+
+
+class EngineClient(Protocol):
+    """An engine, whichever process it runs in. All methods are called on one event loop."""
+
+    async def start(self) -> RunnerInfo:
+        """Load the model and wait until requests are taken.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            EngineStartError: the engine ended or fell silent.
+        """
+        ...
+
+    def generate(self, submit: Submit) -> AsyncIterator[Output]:
+        """Run one sequence; the iterator ends after the output that carries `finish`.
+
+        Closing the iterator early aborts the sequence. An engine that dies and comes back goes on with the tokens it
+        had: the caller sees neither a gap nor a repetition. The only finish reasons seen are STOP, LENGTH and ERROR.
+        """
+        ...
+
+    def status(self) -> EngineStatus:
+        """A look without waiting."""
+        ...
+
+    async def wait_failed(self) -> str:
+        """Wait until the engine is given up, and return the reason. Never returns for a healthy engine."""
+        ...
+
+    async def stop(self) -> None:
+        """End the engine. Open sequences finish with ERROR. May be called twice."""
+        ...

@@ -1,0 +1,99 @@
+"""How the next token is chosen: the one record that every dialect's fields are translated into."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from vllm_mlx.core.errors import InvalidRequest
+
+MAX_TOP_LOGPROBS = 20
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of one request, validated on construction.
+
+    Order of application: penalties and bias, temperature, then min_p, top_k, top_p (OpenAI's order: the
+    temperature comes before the filters). Penalties follow OpenAI (`frequency`, `presence`: generated tokens
+    only) and the CTRL paper, arXiv:1909.05858 (`repetition`: prompt and generated tokens).
+
+    Raises:
+        InvalidRequest: a value is out of range; `param` is the field's name.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 or -1 keeps all."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    """Token id to a value added to its logit, -100 to 100."""
+    seed: int | None = None
+    """The same seed gives the same tokens, alone or in a batch. None draws one per request."""
+    max_tokens: int | None = None
+    """None means: as many as the context leaves."""
+    min_tokens: int = 0
+    """End-of-sequence and stop tokens cannot be chosen before this many tokens."""
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    """Strings matched on the text; generation ends before the first of them."""
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    """None: no log-probabilities. 0: of the chosen token. k: also of the k most likely tokens."""
+
+    def __post_init__(self) -> None:
+        _in_range("n", self.n, 1, 128)
+        _in_range("temperature", self.temperature, 0.0, 2.0)
+        _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _in_range("top_k", self.top_k, -1, 2**31 - 1)
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _in_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        for token, bias in self.logit_bias.items():
+            _in_range(f"logit_bias.{token}", bias, -100.0, 100.0)
+        if self.seed is not None:
+            _in_range("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.max_tokens is not None:
+            _in_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _in_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop must not contain an empty string.", param="stop")
+        if self.logprobs is not None:
+            _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < 1e-5
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether earlier tokens change later logits."""
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed, validated again."""
+        return msgspec.structs.replace(self, **changes)
+
+
+def merge(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> SamplingParams:
+    """Build parameters from what a request gave (None: not given) over the server's defaults."""
+    chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    return SamplingParams(**chosen)
+
+
+def _in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise InvalidRequest unless low <= value <= high (low < value if open_low) and value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{name} must be a number, not {type(value).__name__}.", param=name)
+    if not math.isfinite(value) or value > high or value < low or (open_low and value <= low):
+        least = f"greater than {low}" if open_low else f"at least {low}"
+        raise InvalidRequest(f"{name} must be {least} and at most {high}, not {value}.", param=name)

@@ -1,0 +1,169 @@
+"""The border between the scheduler, which decides, and the runner, which computes.
+
+A `Step` carries counts, token ids and page ids; never text, never arrays. The scheduler builds it from counts alone,
+so step N+1 can be launched before the tokens of step N are known: a decode row names no token, the runner keeps
+the last sampled token of every slot on the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from vllm_mlx.core.cachespec import CacheSpec
+from vllm_mlx.core.sampling import SamplingParams
+
+
+class NewSequence(msgspec.Struct, frozen=True):
+    """A sequence takes a slot. `token_ids` are the prompt plus, after preemption or restart, what was generated."""
+
+    slot: int
+    sampling: SamplingParams
+    """With `seed` resolved to an integer and `stop_token_ids` complete (end-of-sequence included)."""
+    token_ids: tuple[int, ...]
+    num_prompt: int
+    """How many of `token_ids` are the prompt."""
+
+
+class PrefillRow(msgspec.Struct, frozen=True):
+    """Compute a chunk of known tokens of one sequence, alone and unpadded."""
+
+    slot: int
+    start: int
+    """Position of the chunk's first token; the cache holds exactly this many tokens of the sequence."""
+    token_ids: tuple[int, ...]
+    page_ids: tuple[int, ...]
+    """The sequence's page table; covers at least start + len(token_ids) tokens."""
+    samples: bool
+    """Whether the chunk ends the known tokens, so that a next token is sampled from its last logits."""
+
+
+class DecodeRow(msgspec.Struct, frozen=True):
+    """Compute the slot's last sampled token and sample the next one."""
+
+    slot: int
+    position: int
+    """Position of that last token; the cache holds exactly this many tokens of the sequence."""
+    page_ids: tuple[int, ...]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Orders for one forward pass. Carried out in field order: released, new, copies, prefills, decodes."""
+
+    number: int
+    released: tuple[int, ...] = ()
+    """Slots whose sequence ended or was preempted; their state may be dropped."""
+    new: tuple[NewSequence, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()
+    """(source, target) page ids, copied before anything is written."""
+    prefills: tuple[PrefillRow, ...] = ()
+    decodes: tuple[DecodeRow, ...] = ()
+
+    @property
+    def sampled_slots(self) -> tuple[int, ...]:
+        """Slots that get a token, in the order of `StepResult.token_ids`: decodes first, then prefills."""
+        return tuple(r.slot for r in self.decodes) + tuple(r.slot for r in self.prefills if r.samples)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that this step computes."""
+        return len(self.decodes) + sum(len(r.token_ids) for r in self.prefills)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities before temperature and filters, after penalties and bias are *not* applied."""
+
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+    """Of `top_ids`, most likely first."""
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """Plain numbers back: one token per sampled slot, in the order of `Step.sampled_slots`."""
+
+    number: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    """None when no row of the step asked for them."""
+    elapsed_s: float = 0.0
+    """From the end of the step before (or the launch, if later) to the end of this one: what the step cost."""
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """Bytes on the device."""
+
+    active: int = 0
+    cache: int = 0
+    peak: int = 0
+    weights: int = 0
+    pages: int = 0
+
+
+class RunnerInfo(msgspec.Struct, frozen=True):
+    """What a runner tells the engine once its model is loaded."""
+
+    vocab_size: int
+    """Width of the logits; token ids are below it."""
+    max_model_len: int
+    """Most tokens of one sequence, prompt and output together."""
+    num_pages: int
+    """Usable pages are 1 .. num_pages - 1; page 0 is scratch for padded rows. 0 if no layer is paged."""
+    cache: CacheSpec
+    backend: str
+    """'metal', 'cuda', 'cpu' or 'fake'."""
+    device: str
+    dtype: str
+    batched_decode: bool = True
+    """False if sequences must be decoded one at a time (the runner does so itself)."""
+    notes: tuple[str, ...] = ()
+    """Lines worth showing at start-up, such as the BLAS in use."""
+    memory: MemoryUse = MemoryUse()
+
+
+class Runner(Protocol):
+    """Computes steps. Created, called and closed on the engine's thread only.
+
+    State of a slot starts with `Step.new`, ends with `Step.released`. Steps are carried out in the order launched;
+    a launched step may still be running when the next is launched.
+    """
+
+    @property
+    def info(self) -> RunnerInfo:
+        """Facts about the loaded model."""
+        ...
+
+    def launch(self, step: Step) -> Any:
+        """Start a step without waiting for it; returns a handle for `collect`."""
+        ...
+
+    def collect(self, handle: Any) -> StepResult:
+        """Wait for a launched step and return its numbers. Handles are collected in launch order."""
+        ...
+
+    def memory(self) -> MemoryUse:
+        """Bytes in use now."""
+        ...
+
+    def idle(self) -> None:
+        """Called when there is nothing to do: drop temporary memory."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class RunnerFactory(Protocol):
+    """Loads a model on the calling thread; `progress(text, fraction)` may be called while it does."""
+
+    def __call__(self, progress: ProgressCallback) -> Runner:
+        """Raises ModelError if the model cannot be loaded."""
+        ...
+
+
+class ProgressCallback(Protocol):
+    """Receives what is going on (`text`) and how far it is (`fraction` 0..1, None if unknown)."""
+
+    def __call__(self, text: str, fraction: float | None = None) -> None: ...

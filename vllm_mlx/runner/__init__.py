@@ -1,0 +1,1 @@
+"""Computes steps on the device: weights, pages, attention, sampler. The only layer that imports MLX."""
