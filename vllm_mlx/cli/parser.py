@@ -1,0 +1,112 @@
+"""The parser of each command; nothing heavy is imported here, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from vllm_mlx.cli.compat import add_old_flags
+from vllm_mlx.cli.settings import GROUPS, add_arguments, did_you_mean, settings
+from vllm_mlx.core.errors import ConfigError
+
+EPILOG = "Every setting can also come from the environment: --max-num-seqs from VLLM_MLX_MAX_NUM_SEQS. A flag wins."
+
+
+class Command(NamedTuple):
+    """A subcommand and the groups of settings that it reads."""
+
+    name: str
+    summary: str
+    groups: tuple[str, ...]
+
+
+COMMANDS = (
+    Command("serve", "Serve a model over HTTP.", tuple(GROUPS)),
+    Command("chat", "Talk to a model in the terminal.", ("model", "engine", "defaults")),
+    Command("download", "Fetch a model without serving it.", ("model",)),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(re.sub(r"^argument ([^:]*): ", lambda found: f"{found[1].split('/')[0]}: ", message))
+
+
+def build_parser(command: Command) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    parser = _Parser(
+        prog=f"vllm-mlx {command.name}",
+        description=command.summary,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+        usage=f"vllm-mlx {command.name} [MODEL] [settings]",
+    )
+    parser.add_argument(
+        "model_argument",
+        metavar="MODEL",
+        nargs="?",
+        help="A local folder, a Hugging Face id, a .gguf file, or `demo` (the same as --model).",
+    )
+    add_arguments(parser, settings(command.groups))
+    if command.name == "serve":
+        add_old_flags(parser)
+    if command.name == "download":
+        parser.add_argument("--timeout", dest="download_timeout", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        parser.add_argument("--retries", dest="download_retries", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse(command: Command, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command's arguments.
+
+    Raises:
+        ConfigError: a flag is unknown, lacks its value, or is not supported yet.
+    """
+    parser = build_parser(command)
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(_describe_unknown(parser, unknown[0]))
+    if namespace.model_argument is not None:
+        if getattr(namespace, "model", namespace.model_argument) != namespace.model_argument:
+            raise ConfigError(f"the model is given twice: {namespace.model_argument} and --model {namespace.model}")
+        namespace.model = namespace.model_argument
+    return namespace
+
+
+def overview() -> str:
+    """What `vllm-mlx --help` prints."""
+    commands = "\n".join(f"  {command.name:<10} {command.summary}" for command in COMMANDS)
+    return (
+        "usage: vllm-mlx COMMAND [MODEL] [settings]\n\n"
+        "Inference server on Apple's MLX: paged KV cache, continuous batching, OpenAI-compatible.\n\n"
+        f"commands:\n{commands}\n\n"
+        "options:\n"
+        "  -h, --help     show this text; `vllm-mlx COMMAND --help` shows the settings\n"
+        "  -V, --version  show the version\n\n"
+        "start here: vllm-mlx serve demo"
+    )
+
+
+def find_command(word: str) -> Command:
+    """The command of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    names = [command.name for command in COMMANDS]
+    if word not in names:
+        kind = "a command must come before flags" if word.startswith("-") else f"unknown command {word!r}"
+        raise ConfigError(f"{kind} ({', '.join(names)}){did_you_mean(word, names)}")
+    return COMMANDS[names.index(word)]
+
+
+def _describe_unknown(parser: argparse.ArgumentParser, word: str) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}"
+    name = word.split("=", maxsplit=1)[0]
+    return f"unknown flag {name}{did_you_mean(name, parser._option_string_actions)}"
