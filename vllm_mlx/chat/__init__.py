@@ -1,0 +1,1 @@
+"""Conversation to tokens, tokens to events: the only place where text and the engine meet."""
