@@ -27,6 +27,8 @@ class FinishReason(StrEnum):
     """Nobody waits for it any more."""
     ERROR = "error"
     """It failed; see the message."""
+    REJECTED = "rejected"
+    """The waiting queue was full; nothing was computed."""
 
 
 # ---- to the engine ----
@@ -88,7 +90,7 @@ class Output(msgspec.Struct, frozen=True, tag=True):
     logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish: FinishReason | None = None
     message: str | None = None
-    """With FinishReason.ERROR: what went wrong, for the caller."""
+    """With FinishReason.ERROR or REJECTED: what went wrong, for the caller."""
     num_cached: int = 0
     """Prompt tokens that were not computed because their pages were shared."""
     queued_s: float | None = None
@@ -161,7 +163,8 @@ class EngineClient(Protocol):
         """Run one sequence; the iterator ends after the output that carries `finish`.
 
         Closing the iterator early aborts the sequence. An engine that dies and comes back goes on with the tokens it
-        had: the caller sees neither a gap nor a repetition. The only finish reasons seen are STOP, LENGTH and ERROR.
+        had: the caller sees neither a gap nor a repetition. The finish reasons seen are STOP, LENGTH, ERROR and
+        REJECTED.
         """
         ...
 

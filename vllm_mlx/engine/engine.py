@@ -1,0 +1,163 @@
+"""The engine loop: messages in, steps to the runner, outputs out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import ModelError
+from vllm_mlx.core.log import get_logger
+from vllm_mlx.core.messages import (
+    Abort,
+    Failed,
+    FromEngine,
+    Outputs,
+    Progress,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+    ToEngine,
+)
+from vllm_mlx.core.step import Runner, RunnerFactory
+from vllm_mlx.engine.scheduler import Scheduler
+
+log = get_logger("engine")
+
+STATS_INTERVAL_S = 0.25
+
+
+class Inbox(Protocol):
+    """Where messages to the engine arrive. Called on the engine's thread only."""
+
+    def receive(self, timeout_s: float | None) -> list[ToEngine]:
+        """All messages that are there, in order. 0: do not wait; None: wait for one; else wait at most so long."""
+        ...
+
+
+class Outbox(Protocol):
+    """Where the engine's messages go. Called on the engine's thread only."""
+
+    def send(self, message: FromEngine) -> None:
+        """Pass a message on; never blocks."""
+        ...
+
+
+class Engine:
+    """One model on one thread: the thread that calls `run()` loads the model, computes and frees.
+
+    `stats` and `step_started_at` may be read from any thread: the last statistics sent, and when
+    (`time.monotonic()`) the step that is being computed now was begun, None between steps.
+    """
+
+    _runner: Runner
+    _scheduler: Scheduler
+
+    def __init__(self, factory: RunnerFactory, config: Config, *, inbox: Inbox, outbox: Outbox) -> None:
+        self._factory = factory
+        self._config = config
+        self._inbox = inbox
+        self._outbox = outbox
+        self._in_flight: Any = None
+        self._is_resting = False
+        self._stats_sent_at = 0.0
+        self.stats = Stats()
+        self.step_started_at: float | None = None
+
+    def run(self) -> None:
+        """Load the model, say Ready, and serve until Shutdown.
+
+        Whatever goes wrong is sent as Failed. After a failed step nobody knows what the device holds, so the engine
+        ends and its supervisor starts another.
+        """
+        runner: Runner | None = None
+        try:
+            self._runner = runner = self._factory(self._send_progress)
+            self._scheduler = Scheduler(runner.info, self._config)
+            self._outbox.send(Ready(runner.info))
+            self._loop()
+        except ModelError as error:
+            self._outbox.send(Failed(error.message, is_model_error=True))
+        except Exception as error:
+            log.exception("the engine failed")
+            self._outbox.send(Failed(f"{type(error).__name__}: {error}"))
+        finally:
+            self.step_started_at = None
+            _close(runner)
+
+    def _loop(self) -> None:
+        """While step N is computed, step N + 1 is planned and launched; only then are N's tokens waited for."""
+        while self._receive():
+            launched = self._launch()
+            self._collect()
+            self._in_flight = launched
+            self._tell()
+
+    def _receive(self) -> bool:
+        """Take messages in, waiting for one if there is nothing else to do; False when the engine is to end."""
+        is_idle = self._in_flight is None and not self._scheduler.has_work
+        if is_idle:
+            self._rest()
+        for message in self._inbox.receive(None if is_idle else 0):
+            match message:
+                case Submit():
+                    self._scheduler.submit(message)
+                case Abort():
+                    self._scheduler.abort(message.request_id)
+                case Shutdown():
+                    return False
+        return True
+
+    def _launch(self) -> Any:
+        """Start the next step; its handle, or None if nothing can be computed now."""
+        step = self._scheduler.plan()
+        if step is None:
+            return None
+        self._is_resting = False
+        self.step_started_at = self.step_started_at or time.monotonic()
+        return self._runner.launch(step)
+
+    def _collect(self) -> None:
+        """Wait for the step that was in flight before this round's was launched."""
+        if self._in_flight is None:
+            return
+        result = self._runner.collect(self._in_flight)
+        self._scheduler.commit(result)
+
+    def _tell(self) -> None:
+        """Send what the round gave and, now and then, how things stand."""
+        self.step_started_at = None if self._in_flight is None else time.monotonic()
+        outputs = self._scheduler.take_outputs()
+        if outputs:
+            self._outbox.send(Outputs(outputs))
+        if time.monotonic() - self._stats_sent_at >= STATS_INTERVAL_S:
+            self._send_stats()
+
+    def _rest(self) -> None:
+        """Nothing to do: drop temporary memory and say so, once."""
+        if self._is_resting:
+            return
+        self._is_resting = True
+        self._runner.idle()
+        self._send_stats()
+
+    def _send_stats(self) -> None:
+        busy = self._in_flight is not None
+        self.stats = msgspec.structs.replace(self._scheduler.stats(), memory=self._runner.memory(), busy=busy)
+        self._stats_sent_at = time.monotonic()
+        self._outbox.send(self.stats)
+
+    def _send_progress(self, text: str, fraction: float | None = None) -> None:
+        self._outbox.send(Progress(text, fraction))
+
+
+def _close(runner: Runner | None) -> None:
+    """Free the runner, if there is one; the engine ends either way."""
+    try:
+        if runner is not None:
+            runner.close()
+    except Exception:
+        log.exception("the runner did not close")

@@ -1,0 +1,48 @@
+"""How many prompt tokens a step may compute without making running streams stutter."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+from vllm_mlx.core.step import Step
+
+MIN_CHUNK_TOKENS = 32
+"""Chunks get no smaller: below it the cost of a step is not its tokens."""
+
+_WINDOW = 9
+"""Measurements remembered; the median of so many shrugs off a compilation or two."""
+
+
+class PrefillPace:
+    """Sizes prefill chunks from what steps have cost.
+
+    `max_tokens` is the most that a step may prefill, `stall_s` how long the prefill part of a step may take while
+    sequences decode.
+    """
+
+    def __init__(self, max_tokens: int, *, stall_s: float) -> None:
+        self._max_tokens = max_tokens
+        self._stall_s = stall_s
+        self._decode_s: deque[float] = deque(maxlen=_WINDOW)
+        self._token_s: deque[float] = deque(maxlen=_WINDOW)
+
+    def budget(self, *, is_decoding: bool) -> int:
+        """Prompt tokens for the next step. Nothing measured yet: as few as make sense while sequences decode."""
+        if not is_decoding:
+            return self._max_tokens
+        token_s = statistics.median(self._token_s) if self._token_s else self._stall_s
+        affordable = int(min(self._max_tokens, self._stall_s / token_s)) if token_s > 0 else self._max_tokens
+        return min(self._max_tokens, max(MIN_CHUNK_TOKENS, affordable))
+
+    def observe(self, step: Step, elapsed_s: float) -> None:
+        """Learn from a finished step: a prefill costs what its step took over a typical step without one."""
+        if not step.prefills:
+            if step.decodes:
+                self._decode_s.append(elapsed_s)
+            return
+        num_tokens = sum(len(row.token_ids) for row in step.prefills)
+        if num_tokens < MIN_CHUNK_TOKENS and self._token_s:
+            return  # a short prompt's cost is mostly the step's own
+        decode_s = statistics.median(self._decode_s) if step.decodes and self._decode_s else 0.0
+        self._token_s.append(max(elapsed_s - decode_s, elapsed_s / 4) / num_tokens)

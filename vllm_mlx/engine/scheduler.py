@@ -1,0 +1,348 @@
+"""Which sequence computes what in the next step."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.log import fields, get_logger
+from vllm_mlx.core.messages import FinishReason, Output, Stats, Submit
+from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
+from vllm_mlx.engine.pace import PrefillPace
+from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.kv.manager import KVManager
+
+log = get_logger("engine")
+_order = attrgetter("order")
+
+
+class _Row(NamedTuple):
+    """What a launched step does for one sequence."""
+
+    sequence: Sequence
+    num_computed: int
+    """Tokens in its cache once the step is done."""
+    samples: bool
+
+
+class _Launched(NamedTuple):
+    """A step that waits for its result."""
+
+    step: Step
+    rows: list[_Row]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A step in the making; `rows` has decodes first, like `Step.sampled_slots`."""
+
+    new: list[NewSequence] = field(default_factory=list)
+    decodes: list[DecodeRow] = field(default_factory=list)
+    prefills: list[PrefillRow] = field(default_factory=list)
+    rows: list[_Row] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, num_tokens: int, *, samples: bool) -> None:
+        """Count what a row will have done once the step is carried out."""
+        sequence.num_computed += num_tokens
+        sequence.num_pending += samples
+        self.rows.append(_Row(sequence, sequence.num_computed, samples))
+
+
+class Scheduler:
+    """Turns sequences into steps, and results into outputs. Pure Python; one thread.
+
+    `plan()` looks at counts only, so a step can be planned while the tokens of the one before are unknown. Steps must
+    be launched and committed in the order planned. A sequence that ended may still have a row in the step in flight:
+    its token is dropped, and its slot is among the `released` of the next step. Steps are carried out in order, so its
+    pages and slot can be handed out at once.
+    """
+
+    def __init__(self, info: RunnerInfo, config: Config, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._info = info
+        self._max_sequences = config.max_num_seqs + config.max_waiting
+        self._page_size = info.cache.page_size
+        self._clock = clock
+        self._kv = KVManager(info.num_pages, page_size=info.cache.page_size)
+        self._pace = PrefillPace(config.prefill_step_size, stall_s=config.decode_stall_ms / 1000)
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._free_slots = list(range(config.max_num_seqs))
+        self._released: list[int] = []
+        self._launched: deque[_Launched] = deque()
+        self._outputs: list[Output] = []
+        self._num_arrived = 0
+        self._num_planned = 0
+        self._num_tokens = 0
+        self._num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence is unfinished or the runner must still be told of a slot that ended."""
+        return bool(self._sequences or self._released)
+
+    def stats(self) -> Stats:
+        """The scheduler's part of `Stats`."""
+        return Stats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            pages_used=self._kv.num_used,
+            pages_free=self._kv.num_free,
+            num_preemptions=self._num_preemptions,
+            num_steps=self._num_planned,
+            num_tokens=self._num_tokens,
+        )
+
+    def take_outputs(self) -> tuple[Output, ...]:
+        """What there is to tell since the last call."""
+        outputs, self._outputs = tuple(self._outputs), []
+        return outputs
+
+    def check(self) -> None:
+        """Raise AssertionError if pages or slots are lost or counted twice. For tests."""
+        self._kv.check()
+        slots = [sequence.slot for sequence in self._running]
+        assert None not in slots, "a running sequence has no slot"
+        assert all(sequence.slot is None for sequence in self._waiting), "a waiting sequence has a slot"
+        assert len(set(slots)) == len(slots), "a slot is given twice"
+        assert not set(slots) & set(self._free_slots), "a slot is both free and used"
+        assert {*self._sequences.values()} == {*self._running, *self._waiting}, "a sequence is lost"
+        if not self._running:
+            assert self._kv.num_used == 0, "pages are used by nobody"
+
+    # ---- arrivals and departures ----
+
+    def submit(self, submit: Submit) -> None:
+        """Queue a sequence, or say in its only output why it cannot be served."""
+        refusal = self._refuse(submit)
+        if refusal:
+            self._outputs.append(Output(submit.request_id, finish=FinishReason.ERROR, message=refusal))
+            return
+        # Resumed sequences were admitted before: a restart must not turn them away.
+        if not submit.resume_token_ids and len(self._sequences) >= self._max_sequences:
+            message = "The waiting queue is full; try again later."
+            self._outputs.append(Output(submit.request_id, finish=FinishReason.REJECTED, message=message))
+            return
+        self._num_arrived += 1
+        sequence = Sequence(submit, self._num_arrived, self._clock(), self._max_len(submit))
+        reason = sequence.finish_reason()
+        if reason:
+            self._outputs.append(Output(submit.request_id, finish=reason))
+            return
+        self._sequences[submit.request_id] = sequence
+        insort(self._waiting, sequence, key=_order)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a sequence at once; nothing is told. Unknown ids are ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence:
+            self._end(sequence)
+
+    def _max_len(self, submit: Submit) -> int:
+        limit = self._info.max_model_len
+        max_tokens = submit.sampling.max_tokens
+        return limit if max_tokens is None else min(limit, len(submit.prompt) + max_tokens)
+
+    def _refuse(self, submit: Submit) -> str | None:
+        """Why the sequence can never run, for the caller; None if it can."""
+        num_prompt, limit, vocab_size = len(submit.prompt), self._info.max_model_len, self._info.vocab_size
+        if submit.request_id in self._sequences:
+            return f"A sequence named {submit.request_id!r} is running already."
+        if num_prompt == 0:
+            return "The prompt is empty; it needs at least one token."
+        if num_prompt > limit - 1:
+            return f"The prompt has {num_prompt} tokens; at most {limit - 1} fit the context of {limit} with an answer."
+        for token in (*submit.prompt.token_ids, *submit.resume_token_ids):
+            if not 0 <= token < vocab_size:
+                return f"Token id {token} is outside the model's vocabulary of {vocab_size}."
+        if self._kv.pages_for(min(num_prompt + 1, self._max_len(submit) - 1)) > self._kv.num_usable:
+            room = self._kv.num_usable * self._page_size
+            return f"The prompt has {num_prompt} tokens; the KV cache has room for {room}, the next one included."
+        return None
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a sequence out of the running ones."""
+        assert sequence.slot is not None
+        self._running.remove(sequence)
+        self._kv.release(sequence.request_id)
+        heapq.heappush(self._free_slots, sequence.slot)
+        self._released.append(sequence.slot)
+        sequence.slot = None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a running sequence back to wait; it keeps its tokens, and those on their way to it."""
+        self._leave(sequence)
+        sequence.num_computed = 0
+        sequence.was_preempted = True
+        insort(self._waiting, sequence, key=_order)
+        self._num_preemptions += 1
+
+    def _end(self, sequence: Sequence) -> None:
+        """Forget a sequence. A row that it has in flight finds it finished."""
+        sequence.is_finished = True
+        del self._sequences[sequence.request_id]
+        if sequence.slot is None:
+            self._waiting.remove(sequence)
+        else:
+            self._leave(sequence)
+
+    def _end_for_want_of_pages(self, sequence: Sequence) -> None:
+        """The pool is too small for one more token."""
+        details = fields(id=sequence.request_id, tokens=len(sequence.token_ids), pages=self._kv.num_usable)
+        log.warning("the KV cache is too small for a sequence, which ends early", extra=details)
+        self._end(sequence)
+        self._outputs.append(Output(sequence.request_id, finish=FinishReason.LENGTH))
+
+    # ---- planning ----
+
+    def plan(self) -> Step | None:
+        """The next step, or None if nothing can be computed before the step in flight is committed.
+
+        When the last sequence has ended, a step without rows tells the runner so.
+        """
+        draft = _Draft()
+        num_preemptions = self._num_preemptions
+        self._plan_decodes(draft)
+        # Pages just taken from a running sequence are not for a newcomer.
+        waiting = self._waiting if num_preemptions == self._num_preemptions else []
+        self._plan_prefills(draft, waiting)
+        if not draft.rows and (self._running or not self._released):
+            return None
+        step = Step(
+            number=self._num_planned,
+            released=tuple(self._released),
+            new=tuple(draft.new),
+            prefills=tuple(draft.prefills),
+            decodes=tuple(draft.decodes),
+        )
+        self._released.clear()
+        self._num_planned += 1
+        self._num_tokens += step.num_tokens
+        self._launched.append(_Launched(step, draft.rows))
+        return step
+
+    def _plan_decodes(self, draft: _Draft) -> None:
+        """A row for every sequence that can decode and whose next token has a page."""
+        for sequence in tuple(self._running):
+            if sequence.slot is None or not sequence.can_decode or not self._make_room(sequence):
+                continue
+            page_ids = self._kv.page_ids(sequence.request_id)
+            draft.decodes.append(DecodeRow(sequence.slot, sequence.num_computed, page_ids))
+            draft.add(sequence, 1, samples=True)
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Reserve the next token's page, if need be by preempting; False if the sequence must sit this step out."""
+        while not self._kv.reserve(sequence.request_id, sequence.num_computed + 1):
+            victim = self._running[-1]
+            if victim is not sequence:
+                self._preempt(victim)
+                continue
+            if len(self._running) > 1:
+                self._preempt(sequence)
+            elif not sequence.num_pending:
+                self._end_for_want_of_pages(sequence)
+            return False
+        return True
+
+    def _plan_prefills(self, draft: _Draft, waiting: list[Sequence]) -> None:
+        """Chunks of running and waiting sequences, best first, while the budget lasts."""
+        budget = self._pace.budget(is_decoding=bool(draft.decodes))
+        prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
+        may_admit = True
+        for sequence in heapq.merge(prefilling, tuple(waiting), key=_order):
+            size = self._chunk_size(sequence, budget, may_split_page=not draft.prefills)
+            if size == 0:
+                return
+            if sequence.slot is None:
+                # Nobody overtakes a sequence that waits for a slot or for pages.
+                may_admit = may_admit and self._admit(sequence, draft)
+            if sequence.slot is not None:
+                self._prefill(sequence, size, draft)
+                budget -= size
+
+    def _chunk_size(self, sequence: Sequence, budget: int, *, may_split_page: bool) -> int:
+        """Tokens of the sequence's next chunk: the rest of them, or up to the last page boundary within the budget."""
+        start = sequence.num_computed
+        num_left = len(sequence.token_ids) - start
+        if num_left <= budget:
+            return num_left
+        to_boundary = (start + budget) // self._page_size * self._page_size - start
+        return to_boundary if to_boundary > 0 or not may_split_page else budget
+
+    def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there."""
+        num_pages = self._kv.pages_for(sequence.num_to_reserve)
+        if num_pages > self._kv.num_usable:
+            self._end_for_want_of_pages(sequence)
+            return True
+        # Who was preempted comes back when the others have room to grow, or it would soon be preempted again.
+        headroom = len(self._running) if sequence.was_preempted else 0
+        if not self._free_slots or num_pages + headroom > self._kv.num_free:
+            return False
+        self._kv.reserve(sequence.request_id, sequence.num_to_reserve)
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_order)
+        sequence.slot = heapq.heappop(self._free_slots)
+        sequence.num_to_prefill = len(sequence.token_ids)
+        if sequence.queued_s is None:
+            sequence.queued_s = self._clock() - sequence.arrived_at
+        draft.new.append(NewSequence(sequence.slot, sequence.sampling, tuple(sequence.token_ids), sequence.num_prompt))
+        return True
+
+    def _prefill(self, sequence: Sequence, size: int, draft: _Draft) -> None:
+        assert sequence.slot is not None
+        start = sequence.num_computed
+        token_ids = tuple(sequence.token_ids[start : start + size])
+        samples = start + size == len(sequence.token_ids)
+        page_ids = self._kv.page_ids(sequence.request_id)
+        draft.prefills.append(PrefillRow(sequence.slot, start, token_ids, page_ids, samples))
+        draft.add(sequence, size, samples=samples)
+
+    # ---- results ----
+
+    def commit(self, result: StepResult) -> None:
+        """Take in the tokens of the oldest step that is not committed. Raises ValueError if they are not its own."""
+        step, rows = self._launched.popleft()
+        if result.number != step.number or len(result.token_ids) != len(step.sampled_slots):
+            raise ValueError(f"step {step.number} has {len(step.sampled_slots)} tokens to come, not {result}")
+        self._pace.observe(step, result.elapsed_s)
+        tokens = zip(result.token_ids, result.logprobs or itertools.repeat(None), strict=False)
+        for row in rows:
+            token_id, logprobs = next(tokens) if row.samples else (None, None)
+            if row.sequence.is_finished:
+                continue
+            if token_id is not None:
+                self._append(row.sequence, token_id, logprobs)
+            self._name_pages(row)
+
+    def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """A token is known now; tell it, and see whether it was the last."""
+        sequence.token_ids.append(token_id)
+        sequence.num_pending -= 1
+        reason = sequence.finish_reason()
+        self._outputs.append(
+            Output(
+                sequence.request_id,
+                token_ids=(token_id,),
+                logprobs=(logprobs,) if sequence.sampling.logprobs is not None else None,
+                finish=reason,
+                queued_s=None if sequence.has_output else sequence.queued_s,
+            )
+        )
+        sequence.has_output = True
+        if reason:
+            self._end(sequence)
+
+    def _name_pages(self, row: _Row) -> None:
+        sequence = row.sequence
+        if sequence.slot is not None:
+            salt = sequence.submit.prompt.salt
+            self._kv.commit(sequence.request_id, sequence.token_ids, num_computed=row.num_computed, salt=salt)

@@ -1,0 +1,92 @@
+"""Progress of one request inside the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm_mlx.core.messages import FinishReason, Submit
+from vllm_mlx.core.sampling import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Counts and known tokens; touched by the scheduler only.
+
+    There is no phase. `num_computed` says how far the cache will be when every launched step is done, `num_tokens` how
+    long the sequence will be then: its known tokens plus one placeholder for every token that is still being sampled.
+    """
+
+    submit: Submit
+    arrival: int
+    arrived_at: float
+    max_len: int
+    """Most tokens it can have, prompt and output."""
+    token_ids: list[int] = field(init=False)
+    """Known tokens: prompt, then output."""
+    slot: int | None = None
+    """Its place in the runner while it runs."""
+    num_computed: int = 0
+    num_pending: int = 0
+    """Tokens sampled by steps that are not committed yet."""
+    num_to_prefill: int = 0
+    """Known tokens when it took its slot; after them every token is a decode."""
+    queued_s: float | None = None
+    """How long it waited for its first chunk; None until then."""
+    has_output: bool = False
+    was_preempted: bool = False
+    is_finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.token_ids = [*self.submit.prompt.token_ids, *self.submit.resume_token_ids]
+
+    @property
+    def request_id(self) -> str:
+        """The name that the API side knows it by."""
+        return self.submit.request_id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How its tokens are chosen."""
+        return self.submit.sampling
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Smaller goes first: priority, then arrival."""
+        return (-self.submit.priority, self.arrival)
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.submit.prompt)
+
+    @property
+    def num_generated(self) -> int:
+        """Known tokens of the output."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens and those being sampled."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether known tokens must still be computed before it decodes."""
+        return self.num_computed < self.num_to_prefill
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether one more token may be sampled from its last one."""
+        return self.num_computed >= self.num_to_prefill and self.num_tokens < self.max_len
+
+    @property
+    def num_to_reserve(self) -> int:
+        """Tokens whose pages it needs to start: all that it knows and the next; the very last is never computed."""
+        return min(len(self.token_ids) + 1, self.max_len - 1)
+
+    def finish_reason(self) -> FinishReason | None:
+        """Why the known tokens end the sequence, or None if they do not."""
+        is_stop = self.token_ids[-1] in self.sampling.stop_token_ids
+        if is_stop and self.num_generated > self.sampling.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.token_ids) >= self.max_len else None

@@ -1,0 +1,1 @@
+"""Which page holds what: ids, names and counts; never arrays."""

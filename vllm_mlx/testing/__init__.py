@@ -1,0 +1,1 @@
+"""Stand-ins that need no model and no device; shipped, so that users can test their own code against the server."""

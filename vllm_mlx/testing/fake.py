@@ -1,0 +1,311 @@
+"""A runner without a model: scripted tokens, real page tables, and a strict reading of the contract in `core.step`."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.step import (
+    DecodeRow,
+    MemoryUse,
+    NewSequence,
+    PrefillRow,
+    ProgressCallback,
+    RunnerInfo,
+    Step,
+    StepResult,
+    TokenLogprobs,
+)
+
+Script = Callable[[tuple[int, ...]], int]
+"""All tokens of a sequence so far, prompt included -> the next token."""
+
+
+class ContractError(AssertionError):
+    """A step breaks a promise of `core.step`."""
+
+
+def expect(holds: bool, message: str) -> None:
+    """Raise ContractError unless `holds`."""
+    if not holds:
+        raise ContractError(message)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What a real runner would keep on the device for one sequence."""
+
+    number: int
+    sampling: SamplingParams
+    token_ids: list[int]
+    """Everything known: given tokens, then sampled ones."""
+    num_given: int
+    num_prompt: int
+    num_cached: int = 0
+    page_ids: tuple[int, ...] = ()
+    row: list[int] = field(default_factory=list)
+    """The cache itself when there are no pages."""
+
+
+class _Handle(msgspec.Struct, frozen=True):
+    """A launched step: its numbers, and when the imaginary device has them ready."""
+
+    result: StepResult
+    ready_at: float
+
+
+class FakeRunner:
+    """Satisfies `core.step.Runner`, and raises ContractError where a real runner would compute nonsense.
+
+    Pages are modelled: (page id, offset) holds a token, and the next token is chosen from what is read back through
+    the row's page table, so a wrong table gives wrong tokens. Without a script the next token is a pure function of the
+    tokens so far (and of the seed, unless greedy). `num_pages=0` keeps a row per slot instead of pages. `step_s` is
+    how long a step takes; steps are computed one after another, as on a device.
+    """
+
+    def __init__(
+        self,
+        *,
+        script: Script | None = None,
+        vocab_size: int = 32_000,
+        max_model_len: int = 4096,
+        num_pages: int = 1024,
+        page_size: int = 32,
+        step_s: float = 0.0,
+    ) -> None:
+        layer = LayerSpec(Layout.PAGES if num_pages else Layout.ROWS)
+        self._info = RunnerInfo(
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            num_pages=num_pages,
+            cache=CacheSpec(layers=(layer,), page_size=page_size, page_bytes=4 * page_size),
+            backend="fake",
+            device="none",
+            dtype="none",
+        )
+        self._script = script
+        self._step_s = step_s
+        self._slots: dict[int, _Slot] = {}
+        self._pages: dict[int, list[int | None]] = {}
+        self._users: dict[int, set[int]] = {}
+        self._launched: deque[_Handle] = deque()
+        self._last_number = -1
+        self._ready_at = 0.0
+        self._is_closed = False
+        self.num_idle_calls = 0
+
+    @property
+    def info(self) -> RunnerInfo:
+        """Facts about the imaginary model."""
+        return self._info
+
+    @property
+    def live_slots(self) -> tuple[int, ...]:
+        """Slots that hold a sequence now."""
+        return tuple(sorted(self._slots))
+
+    def launch(self, step: Step) -> Any:
+        """Carry out a step. Raises ContractError if it breaks a promise."""
+        expect(not self._is_closed, "a step after close()")
+        expect(step.number > self._last_number, f"step {step.number} after step {self._last_number}")
+        self._last_number = step.number
+        self._check_rows_are_unique(step)
+        for slot in step.released:
+            self._release(slot)
+        for new in step.new:
+            self._take(new)
+        for source, target in step.copies:
+            self._copy(source, target)
+        prefilled = [self._prefill(row) for row in step.prefills]
+        sampled = [self._decode(row) for row in step.decodes] + [slot for slot in prefilled if slot is not None]
+        token_ids = tuple(self._sample(slot) for slot in sampled)
+        asked = any(slot.sampling.logprobs is not None for slot in sampled)
+        logprobs = tuple(self._logprobs(slot) for slot in sampled) if asked else None
+        self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
+        result = StepResult(number=step.number, token_ids=token_ids, logprobs=logprobs, elapsed_s=self._step_s)
+        self._launched.append(_Handle(result, self._ready_at))
+        return self._launched[-1]
+
+    def collect(self, handle: Any) -> StepResult:
+        """Wait until the step is done. Raises ContractError if an earlier one was not collected."""
+        expect(bool(self._launched) and self._launched[0] is handle, "steps are collected in launch order, once each")
+        done = self._launched.popleft()
+        if self._step_s:
+            time.sleep(max(0.0, done.ready_at - time.monotonic()))
+        return done.result
+
+    def memory(self) -> MemoryUse:
+        """Bytes of the imaginary pages."""
+        used = self._info.cache.page_bytes * sum(1 for users in self._users.values() if users)
+        return MemoryUse(active=used, pages=self._info.cache.page_bytes * self._info.num_pages)
+
+    def idle(self) -> None:
+        """Counts its calls."""
+        self.num_idle_calls += 1
+
+    def close(self) -> None:
+        """Forget everything; no step may follow."""
+        self._is_closed = True
+        self._slots.clear()
+        self._pages.clear()
+        self._users.clear()
+
+    # ---- the orders of a step ----
+
+    def _check_rows_are_unique(self, step: Step) -> None:
+        slots = [row.slot for row in step.decodes] + [row.slot for row in step.prefills]
+        expect(len(slots) == len(set(slots)), "a slot has two rows in one step")
+
+    def _release(self, number: int) -> None:
+        slot = self._live(number)
+        self._use_pages(slot, ())
+        del self._slots[number]
+
+    def _take(self, new: NewSequence) -> None:
+        expect(new.slot not in self._slots, f"slot {new.slot} is taken again without having been released")
+        expect(new.slot >= 0, "slots count from 0")
+        expect(0 < new.num_prompt <= len(new.token_ids), "num_prompt must be 1 .. len(token_ids)")
+        expect(len(new.token_ids) < self._info.max_model_len, "no room for a next token within max_model_len")
+        expect(max(new.token_ids) < self._info.vocab_size, "a token id is outside the vocabulary")
+        expect(new.sampling.seed is not None, "the seed must be resolved to an integer")
+        self._slots[new.slot] = _Slot(new.slot, new.sampling, list(new.token_ids), len(new.token_ids), new.num_prompt)
+
+    def _copy(self, source: int, target: int) -> None:
+        expect(source in self._pages, f"page {source} is copied but was never written")
+        expect(0 < target < self._info.num_pages, f"page {target} cannot be a copy's target")
+        expect(not self._users.get(target), f"page {target} is overwritten by a copy while in use")
+        self._pages[target] = list(self._pages[source])
+
+    def _prefill(self, row: PrefillRow) -> _Slot | None:
+        """Returns the slot if it gets a token."""
+        slot = self._live(row.slot)
+        end = row.start + len(row.token_ids)
+        known = slot.token_ids[: slot.num_given]
+        expect(bool(row.token_ids), f"slot {row.slot}: an empty chunk")
+        expect(slot.num_cached < slot.num_given, f"slot {row.slot}: a chunk after the prefill ended")
+        expect(row.token_ids == tuple(known[row.start : end]), f"slot {row.slot}: the chunk holds other tokens")
+        expect(row.samples == (end == len(known)), f"slot {row.slot}: `samples` says whether the chunk ends the tokens")
+        self._use_pages(slot, row.page_ids)
+        self._expect_cached(slot, row.start)
+        self._write(slot, row.start, row.token_ids)
+        return slot if row.samples else None
+
+    def _decode(self, row: DecodeRow) -> _Slot:
+        slot = self._live(row.slot)
+        expect(len(slot.token_ids) > slot.num_given, f"slot {row.slot}: a decode before the prefill ended")
+        expect(len(slot.token_ids) < self._info.max_model_len, f"slot {row.slot}: a decode past max_model_len")
+        self._use_pages(slot, row.page_ids)
+        self._expect_cached(slot, row.position)
+        self._write(slot, row.position, (slot.token_ids[-1],))
+        return slot
+
+    # ---- the cache ----
+
+    def _live(self, number: int) -> _Slot:
+        expect(number in self._slots, f"slot {number} holds no sequence")
+        return self._slots[number]
+
+    def _use_pages(self, slot: _Slot, page_ids: tuple[int, ...]) -> None:
+        """The slot's page table is now `page_ids`."""
+        if page_ids == slot.page_ids:
+            return
+        in_range = all(0 < page < self._info.num_pages for page in page_ids)
+        expect(in_range, f"slot {slot.number}: a page id out of range, or 0")
+        expect(len(set(page_ids)) == len(page_ids), f"slot {slot.number}: a page twice in one table")
+        for page in slot.page_ids:
+            self._users[page].discard(slot.number)
+        for page in page_ids:
+            self._users.setdefault(page, set()).add(slot.number)
+        slot.page_ids = page_ids
+
+    def _expect_cached(self, slot: _Slot, num_tokens: int) -> None:
+        """The slot's cache holds `num_tokens`: its own, or, before its first chunk, those of pages that it shares."""
+        shares = slot.num_cached == 0 and num_tokens > 0 and self._info.num_pages > 0
+        if shares:
+            found = self._read(slot, num_tokens)
+            expect(found == tuple(slot.token_ids[:num_tokens]), f"slot {slot.number}: shared pages hold other tokens")
+            slot.num_cached = num_tokens
+        held = slot.num_cached
+        expect(held == num_tokens, f"slot {slot.number}: the cache holds {held} tokens, the row says {num_tokens}")
+
+    def _write(self, slot: _Slot, start: int, token_ids: tuple[int, ...]) -> None:
+        slot.num_cached = start + len(token_ids)
+        if not self._info.num_pages:
+            expect(not slot.page_ids, f"slot {slot.number}: a page table, but no layer is paged")
+            slot.row.extend(token_ids)
+            return
+        size = self._info.cache.page_size
+        expect(len(slot.page_ids) * size >= slot.num_cached, f"slot {slot.number}: the page table is too short")
+        for position, token in enumerate(token_ids, start):
+            page, offset = slot.page_ids[position // size], position % size
+            expect(self._users[page] == {slot.number}, f"page {page} is written by slot {slot.number} while shared")
+            self._pages.setdefault(page, [None] * size)[offset] = token
+
+    def _read(self, slot: _Slot, num_tokens: int) -> tuple[int, ...]:
+        """The first `num_tokens` tokens, as the cache has them."""
+        if not self._info.num_pages:
+            return tuple(slot.row[:num_tokens])
+        size = self._info.cache.page_size
+        found: list[int] = []
+        for page in slot.page_ids[: -(-num_tokens // size)]:
+            tokens = self._pages.get(page, [None])[: num_tokens - len(found)]
+            written = [token for token in tokens if token is not None]
+            expect(len(written) == min(size, num_tokens - len(found)), f"page {page} is read where nothing was written")
+            found += written
+        return tuple(found)
+
+    # ---- the sampler ----
+
+    def _sample(self, slot: _Slot) -> int:
+        tokens = self._read(slot, slot.num_cached)
+        token = self._script(tokens) if self._script else self._hash(tokens, slot.sampling)
+        expect(0 <= token < self._info.vocab_size, f"the script chose token {token}, outside the vocabulary")
+        if len(slot.token_ids) - slot.num_prompt < slot.sampling.min_tokens:
+            stops = set(slot.sampling.stop_token_ids)
+            allowed = ((token + i) % self._info.vocab_size for i in range(len(stops) + 1))
+            token = next(candidate for candidate in allowed if candidate not in stops)
+        slot.token_ids.append(token)
+        return token
+
+    def _hash(self, tokens: tuple[int, ...], sampling: SamplingParams) -> int:
+        seed = 0 if sampling.is_greedy else (sampling.seed or 0) % 2**32
+        return zlib.crc32(array("q", tokens).tobytes(), seed) % self._info.vocab_size
+
+    def _logprobs(self, slot: _Slot) -> TokenLogprobs | None:
+        """The chosen token has probability 1/2, the next candidate 1/4, and so on."""
+        count = slot.sampling.logprobs
+        if count is None:
+            return None
+        chosen = slot.token_ids[-1]
+        ranks = range(min(count, self._info.vocab_size))
+        top_ids = tuple((chosen + rank) % self._info.vocab_size for rank in ranks)
+        return TokenLogprobs(-math.log(2), top_ids, tuple(-math.log(2) * (rank + 1) for rank in ranks))
+
+
+class FakeFactory:
+    """A `RunnerFactory` that can be pickled (if the script can). `runner` is the one that it made last."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self.runner: FakeRunner | None = None
+
+    def __call__(self, progress: ProgressCallback) -> FakeRunner:
+        """Make a runner; there is nothing to load."""
+        progress("fake model", 1.0)
+        self.runner = FakeRunner(**self._options)
+        return self.runner
+
+
+def fake_factory(**options: Any) -> FakeFactory:
+    """A factory of `FakeRunner(**options)`."""
+    return FakeFactory(options)
