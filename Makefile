@@ -37,7 +37,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/python -m vllm_mlx.cli.docs --check
+	$(BIN)/python tools/docs.py --check
 	$(BIN)/pytest -q tests/test_rules.py
 
 test: check
@@ -50,7 +50,7 @@ bench: setup
 	$(BLAS) $(BIN)/python -m benchmarks $(ARGS)
 
 docs: setup
-	$(BIN)/python -m vllm_mlx.cli.docs
+	$(BIN)/python tools/docs.py
 
 fix: setup
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,131 @@
+"""`vllm-mlx serve`: puts model, engine, chat service and HTTP together, and takes them down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from vllm_mlx.api.app import create_app
+from vllm_mlx.api.lifecycle import Lifecycle
+from vllm_mlx.chat.service import ChatService
+from vllm_mlx.chat.tokenizer import Tokenizer
+from vllm_mlx.cli.banner import banner
+from vllm_mlx.cli.compose import open_engine
+from vllm_mlx.cli.display import Display
+from vllm_mlx.cli.listen import BACKLOG, listen, url_of
+from vllm_mlx.cli.signals import StopSignals
+from vllm_mlx.core import log
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.messages import EngineClient
+from vllm_mlx.models.resolve import ModelFiles, resolve
+
+_log = log.get_logger("serve")
+LAST_ANSWERS_S = 5
+"""After the engine ended, how long connections may take to send what they have."""
+KEEP_ALIVE_S = 75
+"""Longer than common proxies keep an idle connection, so that they never reuse one that is being closed."""
+
+
+def serve(config: Config) -> int:
+    """Serve until told to stop; returns the exit code: 0, or 1 if the engine was given up.
+
+    Raises:
+        StartupError: the port, the model or the engine cannot be had.
+    """
+    log.setup(config.log_level, config.log_format)
+    with listen(config.host, config.port) as listener, Display() as display:
+        files = resolve(config, progress=display)
+        return asyncio.run(_serve(config, files, listener=listener, display=display))
+
+
+async def _serve(config: Config, files: ModelFiles, *, listener: socket.socket, display: Display) -> int:
+    engine = open_engine(config, files.path, on_progress=display)
+    lifecycle = Lifecycle()
+    service = ChatService(engine, Tokenizer.load(files.path), config=config)
+    server = _http_server(create_app(config, service, engine, lifecycle=lifecycle))
+    with StopSignals() as signals:
+        http = asyncio.create_task(server.serve(sockets=[listener]))
+        life = asyncio.create_task(_live(engine, config, url=url_of(listener), display=display))
+        asked = asyncio.create_task(signals.first.wait())
+        try:
+            await asyncio.wait({http, life, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                return life.result()
+            if http.done():
+                _log.error("the HTTP server ended")
+                return 1
+            await _drain(lifecycle, signals, config)
+            return 0
+        finally:
+            display.close()
+            await _take_down(engine, server, life=life, http=http, asked=asked)
+
+
+async def _live(engine: EngineClient, config: Config, *, url: str, display: Display) -> int:
+    """Start the engine, say so, and return the exit code when it is given up."""
+    info = await engine.start()
+    display.close()
+    print(banner(config, info, url=url), flush=True)
+    reason = await engine.wait_failed()
+    _log.error("no engine any more, the server ends: %s", reason)
+    return 1
+
+
+async def _drain(lifecycle: Lifecycle, signals: StopSignals, config: Config) -> None:
+    """Let what runs finish, but no longer than `--drain-timeout` or until the second signal."""
+    lifecycle.begin_drain()
+    if not lifecycle.num_open:
+        return
+    _log.info("stopping; %d requests may take %g s to finish", lifecycle.num_open, config.drain_timeout)
+    idle = asyncio.create_task(lifecycle.wait_idle(config.drain_timeout))
+    now = asyncio.create_task(signals.second.wait())
+    await asyncio.wait({idle, now}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (idle, now):
+        task.cancel()
+    if lifecycle.num_open:
+        _log.warning("%d requests are ended unfinished", lifecycle.num_open)
+
+
+async def _take_down(
+    engine: EngineClient,
+    server: uvicorn.Server,
+    *,
+    life: asyncio.Task[int],
+    http: asyncio.Task[None],
+    asked: asyncio.Task[bool],
+) -> None:
+    """End the engine first: requests that are still open then end with an error instead of a cut connection."""
+    life.cancel()
+    asked.cancel()
+    await asyncio.wait({life, asked})
+    await engine.stop()
+    server.should_exit = True
+    await asyncio.wait({http})
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_server(app: object) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=LAST_ANSWERS_S,
+        )
+    )
