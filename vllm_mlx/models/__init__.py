@@ -1,0 +1,1 @@
+"""From a model argument to a folder on disk. No MLX here."""
