@@ -5,7 +5,7 @@ Every message is a frozen struct of plain numbers, strings and bytes. `EngineCli
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from enum import StrEnum
 from typing import Protocol
 
@@ -159,7 +159,7 @@ class EngineClient(Protocol):
         """
         ...
 
-    def generate(self, submit: Submit) -> AsyncIterator[Output]:
+    def generate(self, submit: Submit) -> AsyncGenerator[Output, None]:
         """Run one sequence; the iterator ends after the output that carries `finish`.
 
         Closing the iterator early aborts the sequence. An engine that dies and comes back goes on with the tokens it

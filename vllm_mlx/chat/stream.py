@@ -1,0 +1,134 @@
+"""The events of a running request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from vllm_mlx.chat.choice import ChoiceDecoder
+from vllm_mlx.core.errors import EngineFailure, RequestError, RequestTimeout, ServerBusy
+from vllm_mlx.core.events import Event
+from vllm_mlx.core.messages import EngineClient, EngineState, FinishReason, Output, Submit
+
+
+class EventStream:
+    """Events of all choices as they come; each choice's last one is its `Finish`.
+
+    Iterating raises ServerBusy if the engine's queue is full, RequestTimeout, and EngineFailure if the engine fails
+    on it. An error ends all choices, and comes after the events that were there before it. Leaving the
+    `async with` block (or `aclose`) stops the engine's work on the request, so always do one of them.
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        choices: Sequence[tuple[Submit, ChoiceDecoder]],
+        *,
+        prompt_tokens: int,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Submit every choice; call it on the event loop that runs the engine client."""
+        self.prompt_tokens = prompt_tokens
+        """Tokens of all prompts."""
+        self.num_choices = len(choices)
+        self.queued_s: float | None = None
+        """How long the request waited for its turn; None until the engine has begun with it."""
+        self._engine = engine
+        self._events: deque[Event] = deque()
+        self._changed = asyncio.Event()
+        self._error: BaseException | None = None
+        self._num_open = len(choices)
+        self._is_ended = False
+        self._pumps = [asyncio.create_task(self._pump(submit, decoder)) for submit, decoder in choices]
+        for pump in self._pumps:
+            pump.add_done_callback(self._on_pump_done)
+        self._timer: asyncio.TimerHandle | None = None
+        if timeout_s is not None:
+            error = RequestTimeout(f"The request took longer than its timeout of {timeout_s:g} s.")
+            self._timer = asyncio.get_running_loop().call_later(timeout_s, self._end, error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        await self.ready()
+        if not self._events:
+            raise StopAsyncIteration
+        event = self._events.popleft()
+        if not self._events and not self._is_ended:
+            self._changed.clear()
+        return event
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def ready(self, timeout_s: float | None = None) -> bool:
+        """Wait until the next event or the end is there; False if neither came in time.
+
+        Raises what iterating would raise next. So an endpoint that asks before it sends headers can still answer with
+        a proper status, and one that asks with a timeout knows when to send a sign of life.
+        """
+        if not self._changed.is_set():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                return False
+        if not self._events and self._error is not None:
+            raise self._error
+        return True
+
+    async def aclose(self) -> None:
+        """Abort what still runs and drop what was not read. May be called twice."""
+        self._end(None)
+        self._events.clear()
+        self._error = None
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _pump(self, submit: Submit, decoder: ChoiceDecoder) -> None:
+        """Carry one sequence's outputs over; leaving early aborts the sequence."""
+        async with contextlib.aclosing(self._engine.generate(submit)) as outputs:
+            async for output in outputs:
+                if output.queued_s is not None:
+                    self.queued_s = max(output.queued_s, self.queued_s or 0.0)
+                if output.finish not in (None, FinishReason.STOP, FinishReason.LENGTH):
+                    raise self._failure(output)
+                events = decoder.read(output)
+                if events:
+                    self._events.extend(events)
+                    self._changed.set()
+                if decoder.is_finished:
+                    return
+        raise EngineFailure("The engine ended the request without a reason.")
+
+    def _on_pump_done(self, pump: asyncio.Task[None]) -> None:
+        self._num_open -= 1
+        error = None if pump.cancelled() else pump.exception()
+        if error is not None or self._num_open == 0:
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """No event comes any more: because of `error`, or because all is said."""
+        self._is_ended = True
+        self._error = self._error or error
+        if self._timer is not None:
+            self._timer.cancel()
+        for pump in self._pumps:
+            pump.cancel()
+        self._changed.set()
+
+    def _failure(self, output: Output) -> RequestError:
+        if output.finish is FinishReason.REJECTED:
+            return ServerBusy(output.message or "Too many requests are waiting; try again later.")
+        is_gone = self._engine.status().state in (EngineState.FAILED, EngineState.STOPPED)
+        message = output.message or "The engine failed on this request."
+        return EngineFailure(message, status=503 if is_gone else 500)
