@@ -39,6 +39,7 @@ class ChoiceDecoder:
         self._stop = StopMatcher(sampling.stop)
         self._text = echo
         self._num_tokens = self._num_sent = self._num_cached = 0
+        self._queued_s: float | None = None
         self._num_decoded = self._num_released = 0
         self._infos: deque[tuple[int, TokenInfo]] = deque()
         """Tokens not yet reported, each with where in the generated text its own text begins."""
@@ -48,6 +49,8 @@ class ChoiceDecoder:
     def read(self, output: Output) -> list[Event]:
         """Events that this output gives, perhaps none. Its finish must be STOP, LENGTH or None."""
         self._num_cached = max(self._num_cached, output.num_cached)
+        if output.queued_s is not None:
+            self._queued_s = output.queued_s
         has_stop_token = output.finish is FinishReason.STOP
         num_shown = len(output.token_ids) - has_stop_token
         for index, token_id in enumerate(output.token_ids[:num_shown]):
@@ -97,7 +100,7 @@ class ChoiceDecoder:
             completion_tokens=self._num_tokens,
             cached_tokens=self._num_cached if self._counts_prompt else 0,
         )
-        return [*self._delta(), Finish(self._choice, reason, usage, self._stop.matched)]
+        return [*self._delta(), Finish(self._choice, reason, usage, self._stop.matched, self._queued_s)]
 
     def _info(self, token_id: int, logprobs: TokenLogprobs) -> TokenInfo:
         top = zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable
+from collections import defaultdict
+from collections.abc import AsyncIterable
 
 import msgspec
 
@@ -10,40 +11,52 @@ from vllm_mlx.core.events import Event, Finish, TextDelta, TokenInfo, Usage
 from vllm_mlx.core.messages import FinishReason
 
 
-class Choice(msgspec.Struct, frozen=True):
+class CollectedChoice(msgspec.Struct, frozen=True):
     """One finished choice."""
 
-    index: int
     text: str
-    finish_reason: FinishReason
+    reason: FinishReason
     usage: Usage
     stop_string: str | None = None
     tokens: tuple[TokenInfo, ...] = ()
     """Filled only if log-probabilities were asked for."""
 
 
-async def collect(events: AsyncIterable[Event]) -> tuple[Choice, ...]:
-    """Read all events; the finished choices in order of their index."""
-    texts: dict[int, list[str]] = {}
-    tokens: dict[int, list[TokenInfo]] = {}
-    choices = []
+class Collected(msgspec.Struct, frozen=True):
+    """A whole answer."""
+
+    choices: tuple[CollectedChoice, ...]
+    """By choice number."""
+
+    @property
+    def usage(self) -> Usage:
+        """Of all choices together."""
+        given = [choice.usage for choice in self.choices]
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in given),
+            completion_tokens=sum(usage.completion_tokens for usage in given),
+            cached_tokens=sum(usage.cached_tokens for usage in given),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in given),
+        )
+
+
+async def collect(events: AsyncIterable[Event]) -> Collected:
+    """Read all events; raises what they raise."""
+    deltas: defaultdict[int, list[TextDelta]] = defaultdict(list)
+    finishes: dict[int, Finish] = {}
     async for event in events:
-        match event:
-            case TextDelta(choice=index):
-                texts.setdefault(index, []).append(event.text)
-                tokens.setdefault(index, []).extend(event.tokens)
-            case Finish(choice=index):
-                text, infos = "".join(texts.pop(index, ())), tuple(tokens.pop(index, ()))
-                choices.append(Choice(index, text, event.reason, event.usage, event.stop_string, infos))
-    return tuple(sorted(choices, key=lambda choice: choice.index))
+        if isinstance(event, Finish):
+            finishes[event.choice] = event
+        else:
+            deltas[event.choice].append(event)
+    return Collected(tuple(_fold(deltas[choice], finishes[choice]) for choice in sorted(finishes)))
 
 
-def total_usage(usages: Iterable[Usage]) -> Usage:
-    """The request's usage from that of its choices."""
-    given = tuple(usages)
-    return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in given),
-        completion_tokens=sum(usage.completion_tokens for usage in given),
-        cached_tokens=sum(usage.cached_tokens for usage in given),
-        reasoning_tokens=sum(usage.reasoning_tokens for usage in given),
+def _fold(deltas: list[TextDelta], finish: Finish) -> CollectedChoice:
+    return CollectedChoice(
+        text="".join(delta.text for delta in deltas),
+        reason=finish.reason,
+        usage=finish.usage,
+        stop_string=finish.stop_string,
+        tokens=tuple(info for delta in deltas for info in delta.tokens),
     )

@@ -19,6 +19,8 @@ from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import RunnerInfo
 
+__all__ = ["ChatService", "EventStream"]
+
 _LONG_TEXT = 20_000
 """Characters from which rendering and encoding leave the event loop; this many take about five milliseconds."""
 

@@ -35,8 +35,6 @@ class EventStream:
         self.prompt_tokens = prompt_tokens
         """Tokens of all prompts."""
         self.num_choices = len(choices)
-        self.queued_s: float | None = None
-        """How long the request waited for its turn; None until the engine has begun with it."""
         self._engine = engine
         self._events: deque[Event] = deque()
         self._changed = asyncio.Event()
@@ -98,8 +96,6 @@ class EventStream:
         """Carry one sequence's outputs over; leaving early aborts the sequence."""
         async with contextlib.aclosing(self._engine.generate(submit)) as outputs:
             async for output in outputs:
-                if output.queued_s is not None:
-                    self.queued_s = max(output.queued_s, self.queued_s or 0.0)
                 if output.finish not in (None, FinishReason.STOP, FinishReason.LENGTH):
                     raise self._failure(output)
                 events = decoder.read(output)

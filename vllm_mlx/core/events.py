@@ -51,6 +51,8 @@ class Finish(msgspec.Struct, frozen=True):
     usage: Usage
     """Of this choice alone; its prompt tokens are counted once per prompt, in choice 0 of that prompt."""
     stop_string: str | None = None
+    queued_s: float | None = None
+    """How long it waited before its prompt was begun, if the engine said."""
 
 
 Event = TextDelta | Finish
