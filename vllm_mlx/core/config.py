@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from typing import Any
 from vllm_mlx.core.errors import ConfigError
 
 
-def setting(default: Any, *, group: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), metavar: str = "") -> Any:
+def setting(
+    default: Any, *, group: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), metavar: str = ""
+) -> Any:
     """A field of `Config`. `flags` are extra spellings besides `--field-name`; `choices` limits a text setting."""
     metadata = {"group": group, "choices": choices, "flags": flags, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
@@ -138,7 +141,10 @@ class Config:
         _require(self.engine_stall_timeout > 0, "--engine-stall-timeout must be greater than 0")
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
-            _require(not choices or value in choices, f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}")
+            _require(
+                not choices or value in choices,
+                f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}",
+            )
 
     @property
     def model_name(self) -> str:
@@ -148,7 +154,15 @@ class Config:
     @property
     def sampling_defaults(self) -> dict[str, Any]:
         """Sampling fields that the operator set with `--default-*`."""
-        names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+        names = (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        )
         given = {name: getattr(self, f"default_{name}") for name in names}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -169,7 +183,7 @@ def docs() -> dict[str, str]:
     tree = ast.parse(inspect.getsource(inspect.getmodule(Config)))  # type: ignore[arg-type]
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config")
     found = {}
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in itertools.pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
             found[node.target.id] = " ".join(str(ast.literal_eval(following.value)).split())
     return found

@@ -1,19 +1,19 @@
 """Every error the product raises on purpose.
 
-    VllmMlxError
-    ├── RequestError                  the caller's fault; becomes an HTTP answer
-    │   ├── InvalidRequest            400
-    │   │   └── ContextLengthExceeded 400
-    │   ├── Unauthorized              401
-    │   ├── NotFound                  404
-    │   ├── PayloadTooLarge           413
-    │   ├── RequestTimeout            504
-    │   ├── ServerBusy                503, with Retry-After
-    │   └── EngineFailure             500 (this request) or 503 (no engine)
-    └── StartupError                  the operator's fault; one line and exit code 2
-        ├── ConfigError               a setting is wrong
-        ├── ModelError                the model is unknown, broken or not supported
-        └── EngineStartError          the engine process could not start
+VllmMlxError
+├── RequestError                  the caller's fault; becomes an HTTP answer
+│   ├── InvalidRequest            400
+│   │   └── ContextLengthExceeded 400
+│   ├── Unauthorized              401
+│   ├── NotFound                  404
+│   ├── PayloadTooLarge           413
+│   ├── RequestTimeout            504
+│   ├── ServerBusy                503, with Retry-After
+│   └── EngineFailure             500 (this request) or 503 (no engine)
+└── StartupError                  the operator's fault; one line and exit code 2
+    ├── ConfigError               a setting is wrong
+    ├── ModelError                the model is unknown, broken or not supported
+    └── EngineStartError          the engine process could not start
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class FinishReason(StrEnum):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Start a sequence. `sampling.seed` is set, `sampling.max_tokens` is set, `stop_token_ids` includes end-of-sequence."""
+    """Start a sequence. `sampling` has its seed and max_tokens set; `stop_token_ids` includes end-of-sequence."""
 
     request_id: str
     prompt: Prompt

@@ -135,7 +135,7 @@ class Runner(Protocol):
         ...
 
     def launch(self, step: Step) -> Any:
-        """Start a step without waiting for it; returns a handle for `collect`."""
+        """Start a step without waiting for it; returns a handle for `collect`, never None."""
         ...
 
     def collect(self, handle: Any) -> StepResult:

@@ -1,0 +1,70 @@
+"""What the machine can do: ask here, never assume Metal."""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+import msgspec
+
+from vllm_mlx.core.step import MemoryUse
+
+GIB = 1 << 30
+
+
+class Device(msgspec.Struct, frozen=True):
+    """The device that MLX computes on in this process."""
+
+    backend: str
+    """'metal', 'cuda' or 'cpu'."""
+    name: str
+    memory_bytes: int
+    """What the device offers one process: Metal's recommended working set, a GPU's memory, or the machine's memory."""
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a GPU."""
+        return self.backend != "cpu"
+
+
+def probe() -> Device:
+    """Find the default device."""
+    info = mx.device_info()
+    if mx.default_device().type == mx.DeviceType.gpu:
+        backend = "metal" if mx.metal.is_available() else "cuda"
+        sizes = (info.get(key) for key in ("max_recommended_working_set_size", "total_memory", "memory_size"))
+        memory = next((int(size) for size in sizes if size), machine_memory_bytes())
+    else:
+        backend, memory = "cpu", machine_memory_bytes()
+    return Device(backend, str(info.get("device_name") or info.get("architecture") or backend), memory)
+
+
+def machine_memory_bytes() -> int:
+    """Physical memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def configure(device: Device, utilization: float) -> None:
+    """Set MLX's limits for a server: keep freed buffers for reuse, wire weights on Metal, no g++ per kernel on a CPU.
+
+    MLX's own cache limit on a CPU is 32 MiB, less than one prefill chunk frees and asks for again.
+    """
+    mx.set_cache_limit(min(2 * GIB, device.memory_bytes // 16))
+    if device.is_gpu:
+        limit = int(device.memory_bytes * utilization)
+        mx.set_memory_limit(limit)
+        if device.backend == "metal":
+            mx.set_wired_limit(min(limit, device.memory_bytes))
+    else:
+        mx.disable_compile()
+
+
+def memory_use(*, weights: int, pages: int) -> MemoryUse:
+    """Bytes that MLX holds now."""
+    return MemoryUse(
+        active=mx.get_active_memory(),
+        cache=mx.get_cache_memory(),
+        peak=mx.get_peak_memory(),
+        weights=weights,
+        pages=pages,
+    )

@@ -1,0 +1,163 @@
+"""Where the tokens of a step lie: positions, page tables and masks, computed once and shared by all layers.
+
+Sliding windows look back `window` tokens, the current one included, as everywhere in mlx-lm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_mlx.core.step import DecodeRow
+from vllm_mlx.runner.layers import PAGE_SIZE
+
+Integers = NDArray[np.int32]
+
+
+class Span:
+    """Positions begin .. end - 1 of one sequence and the pages that hold them."""
+
+    def __init__(self, page_ids: Sequence[int], *, begin: int, end: int) -> None:
+        first = begin // PAGE_SIZE
+        self.page_ids = page_ids[first : -(-end // PAGE_SIZE)]
+        self.skip = begin - first * PAGE_SIZE
+        self.length = end - begin
+        neighbours = zip(self.page_ids, self.page_ids[1:], strict=False)
+        is_contiguous = all(after == before + 1 for before, after in neighbours)
+        self.table = None if is_contiguous else mx.array(list(self.page_ids), dtype=mx.int32)
+        """None where the pages follow each other in the pool."""
+
+
+class SinglePlace:
+    """One sequence, one chunk: tokens at positions start .. end - 1. The offset is a plain integer."""
+
+    def __init__(self, start: int, num_tokens: int, page_ids: Sequence[int]) -> None:
+        self.start = self.offset = start
+        self.num_tokens = num_tokens
+        self.end = start + num_tokens
+        self.page_ids = page_ids
+        positions = np.arange(start, self.end, dtype=np.int32)
+        table = np.asarray(page_ids, dtype=np.int32)
+        self.write_pages = mx.array(table[positions // PAGE_SIZE]) if len(table) else None
+        self.write_slots = mx.array(positions % PAGE_SIZE)
+        self._spans: dict[int | None, Span] = {}
+        self._masks: dict[tuple[int | None, int], mx.array] = {}
+
+    def begin(self, window: int | None) -> int:
+        """First position that any token of the chunk looks at."""
+        return 0 if window is None else max(0, self.start - window + 1)
+
+    def span(self, window: int | None) -> Span:
+        """What a layer with this window reads, the chunk included."""
+        if window not in self._spans:
+            self._spans[window] = Span(self.page_ids, begin=self.begin(window), end=self.end)
+        return self._spans[window]
+
+    def mask(self, window: int | None, *, begin: int, as_array: bool) -> mx.array | str | None:
+        """The chunk's mask over keys from position `begin`: None, 'causal', or a boolean [tokens, end - begin]."""
+        if window is not None and self.end - begin <= window:
+            window = None
+        if window is None and not as_array:
+            return None if self.num_tokens == 1 else "causal"
+        key = (window, begin)
+        if key not in self._masks:
+            queries = mx.arange(self.start, self.end)[:, None]
+            keys = mx.arange(begin, self.end)[None]
+            mask = keys <= queries
+            self._masks[key] = mask if window is None else mask & (keys > queries - window)
+        return self._masks[key]
+
+
+class Rectangle:
+    """Rows of a decode that are read together, padded to the longest of them."""
+
+    def __init__(self, rows: Integers, table: Integers, *, begins: Integers, positions: Integers, window: int | None):
+        self.index = mx.array(rows)
+        """Where the rows stand in the batch."""
+        self.table = mx.array(table)
+        """Page ids [rows, pages]."""
+        self.length = int((positions - begins).max()) + 1
+        keys = begins[:, None] + np.arange(self.length, dtype=np.int32)[None]
+        mask = keys <= positions[:, None]
+        if window is not None:
+            mask &= keys > (positions - window)[:, None]
+        self.mask = None if mask.all() else mx.array(mask)[:, None, None]
+        """Boolean [rows, 1, 1, length], or None where nothing is hidden."""
+        self.span: Span | None = None
+        """Of a lone row: its exact span, read without padding or mask."""
+
+
+class BatchPlace:
+    """One token of each of several sequences. The offset is an array [rows]."""
+
+    def __init__(self, rows: Sequence[DecodeRow]) -> None:
+        self._rows = rows
+        self.positions = np.asarray([row.position for row in rows], dtype=np.int32)
+        self.offset = mx.array(self.positions)
+        self.write_slots = mx.array(self.positions % PAGE_SIZE)
+        self._table = np.zeros((len(rows), max(len(row.page_ids) for row in rows)), dtype=np.int32)
+        for i, row in enumerate(rows):
+            self._table[i, : len(row.page_ids)] = row.page_ids
+        if self._table.size:
+            self.write_pages = mx.array(self._table[np.arange(len(rows)), self.positions // PAGE_SIZE])
+        self._plans: dict[int | None, list[Rectangle]] = {}
+        self._orders: dict[int | None, mx.array] = {}
+        self._masks: dict[int | None, mx.array] = {}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, this step's included."""
+        return int(self.positions.max()) + 1
+
+    def mask(self, window: int | None) -> mx.array:
+        """Boolean [rows, 1, 1, longest] over keys from position 0."""
+        if window not in self._masks:
+            keys = np.arange(self.longest)[None]
+            mask = keys <= self.positions[:, None]
+            if window is not None:
+                mask &= keys > (self.positions - window)[:, None]
+            self._masks[window] = mx.array(mask)[:, None, None]
+        return self._masks[window]
+
+    def whole(self) -> Rectangle:
+        """All rows, all positions from 0, in one rectangle."""
+        first, num_pages = self._page_range(None)
+        return self._rectangle(np.arange(len(self._rows), dtype=np.int32), first, num_pages, None)
+
+    def rectangles(self, window: int | None) -> list[Rectangle]:
+        """What a layer with this window reads, in rectangles that pad no row to more than twice its pages."""
+        if window not in self._plans:
+            first, num_pages = self._page_range(window)
+            classes = np.ceil(np.log2(num_pages)).astype(np.int32)
+            members = [np.flatnonzero(classes == size).astype(np.int32) for size in np.unique(classes)]
+            self._plans[window] = [self._rectangle(rows, first, num_pages, window) for rows in members]
+            self._orders[window] = mx.array(np.argsort(np.concatenate(members)).astype(np.int32))
+        return self._plans[window]
+
+    def original_order(self, window: int | None) -> mx.array:
+        """Index that puts the rows of `rectangles(window)`, one after the other, back into batch order."""
+        return self._orders[window]
+
+    def _page_range(self, window: int | None) -> tuple[Integers, Integers]:
+        """First page and number of pages that each row reads."""
+        begins = np.zeros_like(self.positions) if window is None else np.maximum(0, self.positions - window + 1)
+        first = begins // PAGE_SIZE
+        return first, self.positions // PAGE_SIZE - first + 1
+
+    def _rectangle(self, rows: Integers, first: Integers, num_pages: Integers, window: int | None) -> Rectangle:
+        width = int(num_pages[rows].max())
+        column = np.arange(width, dtype=np.int32)[None]
+        # Columns past a row's own pages read page 0, which the mask hides.
+        pages = self._table[rows[:, None], np.minimum(first[rows][:, None] + column, self._table.shape[1] - 1)]
+        table = np.where(column < num_pages[rows][:, None], pages, 0).astype(np.int32)
+        positions = self.positions[rows]
+        rectangle = Rectangle(rows, table, begins=first[rows] * PAGE_SIZE, positions=positions, window=window)
+        if len(rows) == 1:
+            end = int(positions[0]) + 1
+            begin = 0 if window is None else max(0, end - window)
+            rectangle.span = Span(self._rows[int(rows[0])].page_ids, begin=begin, end=end)
+            rectangle.mask = None
+        return rectangle

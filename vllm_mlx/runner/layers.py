@@ -1,0 +1,117 @@
+"""Which layers a model has, how each must be kept, and how large a page is: found out by running one token.
+
+mlx-lm's `make_prompt_cache` names the cache class of every layer; it does not say shapes, nor whether a layer's
+attention goes through the entry point that we bind. A probe run with recording caches tells both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import msgspec
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
+
+from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
+
+PAGE_SIZE = 32
+
+
+class LayerShape(msgspec.Struct, frozen=True):
+    """One flattened layer: its spec and, where it holds keys and values, their heads, sizes and type."""
+
+    spec: LayerSpec
+    heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    dtype: mx.Dtype | None = None
+
+
+class ModelLayers(msgspec.Struct, frozen=True):
+    """The flattened layers and how to fold per-layer views back into what the model expects."""
+
+    shapes: tuple[LayerShape, ...]
+    groups: tuple[int, ...]
+    """Per model layer: 0 for a single cache, else the number of parts of a composite one."""
+    vocab_size: int
+    """Width of the logits."""
+
+    def fold(self, views: list[Any]) -> list[Any]:
+        """Views of flattened layers, as the model's cache list."""
+        folded: list[Any] = []
+        at = 0
+        for size in self.groups:
+            if size:
+                folded.append(CacheList(*views[at : at + size]))
+                at += size
+            else:
+                folded.append(views[at])
+                at += 1
+        return folded
+
+    def cache_spec(self) -> CacheSpec:
+        """What the engine needs to know."""
+        page_bytes = sum(
+            shape.heads * (shape.key_dim + shape.value_dim) * PAGE_SIZE * shape.dtype.size
+            for shape in self.shapes
+            if shape.spec.layout is Layout.PAGES and shape.dtype is not None
+        )
+        return CacheSpec(tuple(shape.spec for shape in self.shapes), PAGE_SIZE, page_bytes)
+
+
+class _RecordingCache(KVCache):  # type: ignore[misc]
+    """A single-sequence cache that notes whether the bound entry point received the keys it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: Any = None
+        self.is_bound = False
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.fetched = super().update_and_fetch(keys, values)
+        result: tuple[mx.array, mx.array] = self.fetched
+        return result
+
+    def owns(self, keys: Any, values: Any) -> bool:
+        return self.fetched is not None and keys is self.fetched[0] and values is self.fetched[1]
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
+    ) -> mx.array:
+        self.is_bound = True
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+
+
+def inspect_layers(model: nn.Module, *, batched: bool) -> ModelLayers:
+    """Run one token through `model` and describe its layers; if not `batched`, all of them as the library's own."""
+    prototypes = make_prompt_cache(model)
+    groups = tuple(len(cache.caches) if isinstance(cache, CacheList) else 0 for cache in prototypes)
+    flat = [part for cache in prototypes for part in (cache.caches if isinstance(cache, CacheList) else (cache,))]
+    probes = [_RecordingCache() if _holds_tokens(part) else part for part in flat]
+    layers = ModelLayers((), groups, 0)
+    logits = model(mx.array([[0]]), cache=layers.fold(probes))
+    mx.eval(logits)
+    shapes = tuple(_shape(part, probe) for part, probe in zip(flat, probes, strict=True))
+    if not batched or any(shape.spec.layout is Layout.OWN for shape in shapes):
+        # One layer that only the library understands forces single-sequence decoding, so all may stay with it.
+        shapes = tuple(LayerShape(LayerSpec(Layout.OWN)) for _ in shapes)
+    return ModelLayers(shapes, groups, logits.shape[-1])
+
+
+def _holds_tokens(cache: Any) -> bool:
+    """Whether it is a plain key/value cache, whole or with a sliding window."""
+    return type(cache) is KVCache or (type(cache) is RotatingKVCache and cache.keep == 0)
+
+
+def _shape(cache: Any, probe: Any) -> LayerShape:
+    if isinstance(probe, _RecordingCache):
+        window = cache.max_size if isinstance(cache, RotatingKVCache) else None
+        if probe.keys is None:
+            return LayerShape(LayerSpec(Layout.ROWS, window))
+        layout = Layout.PAGES if probe.is_bound else Layout.ROWS
+        _, heads, _, key_dim = probe.keys.shape
+        return LayerShape(LayerSpec(layout, window), heads, key_dim, probe.values.shape[-1], probe.keys.dtype)
+    if isinstance(cache, ArraysCache):
+        return LayerShape(LayerSpec(Layout.STATE))
+    return LayerShape(LayerSpec(Layout.OWN))

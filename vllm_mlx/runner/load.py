@@ -1,0 +1,222 @@
+"""From a folder on disk to a runner on the calling thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_mlx import families
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import ModelError
+from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
+from vllm_mlx.runner import blas
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from vllm_mlx.runner.device import Device
+    from vllm_mlx.runner.layers import ModelLayers
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
+UNBOUNDED_CONTEXT = 131_072
+"""Tokens allowed to a model that states no limit."""
+INITIAL_CPU_PAGES = 64
+"""Pools on a CPU start this small and double as pages are used; a GPU's are allocated whole."""
+LIBRARY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a model folder that does not fit its architecture makes the library raise."""
+DEQUANTISED_SHARE = 0.5
+"""Quantised weights are expanded on a CPU if the result takes at most this part of the memory."""
+
+
+def create_runner_factory(path: Path, config: Config) -> RunnerFactory:
+    """A factory that loads the model in folder `path`; call it on the thread that will run the model."""
+    return partial(_create_runner, path, config)
+
+
+def _create_runner(path: Path, config: Config, progress: ProgressCallback) -> Runner:
+    progress("starting MLX")
+    blas.preload_here()
+    with _untouched_file_limit():
+        import mlx_lm.utils  # noqa: F401
+    from vllm_mlx.runner import attention, device, head, layers
+    from vllm_mlx.runner.pages import PageStore
+    from vllm_mlx.runner.runner import MlxRunner
+
+    found = device.probe()
+    device.configure(found, config.gpu_memory_utilization)
+    settings = _read_config(path)
+    family = families.find(str(settings.get("model_type")))
+    if family.unsupported:
+        raise ModelError(f"{config.model}: {family.name} models cannot be served: {family.unsupported}")
+    progress("loading weights")
+    model, notes = _load_model(path, config, found)
+    attention.bind()
+    progress("inspecting the model")
+    try:
+        model_layers = layers.inspect_layers(model, batched=family.batched_decode)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"{config.model}: the model does not run: {_one_line(error)}") from error
+    head.keep_last_position(model, model_layers.vocab_size)
+    info = _describe(settings, config, found, model, model_layers, notes)
+    shapes = [shape for shape in model_layers.shapes if shape.spec.layout == "pages"]
+    initial = info.num_pages if found.is_gpu else INITIAL_CPU_PAGES
+    pages = PageStore(shapes, num_pages=initial, max_pages=info.num_pages)
+    return MlxRunner(model, model_layers, info=info, family=family, pages=pages)
+
+
+@contextmanager
+def _untouched_file_limit() -> Iterator[None]:
+    """Importing mlx-lm lowers RLIMIT_NOFILE for good, which a server with many connections cannot afford."""
+    import resource
+
+    original = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = original
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path / 'config.json'} is not a JSON object")
+    return settings
+
+
+def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, list[str]]:
+    """The model with its weights in memory, in the type to compute in, and notes for the banner."""
+    import mlx.core as mx
+    import mlx_lm.utils as library
+
+    try:
+        model, _ = library.load_model(path, lazy=True, trust_remote_code=config.trust_remote_code)
+        notes = _expand_on_cpu(model, found)
+        _cast(model, config, found)
+        mx.eval(model.parameters())
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"{config.model} cannot be loaded: {_one_line(error)}") from error
+    return model, [blas.describe(), *notes] if not found.is_gpu else notes
+
+
+def _expand_on_cpu(model: nn.Module, found: Device) -> list[str]:
+    """Dequantise on a CPU, where MLX multiplies quantised weights many times slower than float32 ones."""
+    import mlx.nn as nn
+    import mlx_lm.utils as library
+
+    quantised = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+    if found.is_gpu or not any(isinstance(module, quantised) for module in model.modules()):
+        return []
+    num_bytes = library.get_total_parameters(model) * 4
+    if num_bytes > DEQUANTISED_SHARE * found.memory_bytes:
+        return [f"weights stay quantised: {num_bytes >> 30} GiB in float32 would not fit (slow on a CPU)"]
+    library.dequantize_model(model)
+    return ["quantised weights expanded to float32 (faster on a CPU)"]
+
+
+def _cast(model: nn.Module, config: Config, found: Device) -> None:
+    """Give floating-point weights the type to compute in; the model may keep some in float32 (`cast_predicate`)."""
+    import mlx.core as mx
+    from mlx.utils import tree_map_with_path
+
+    name = "float32" if config.dtype == "auto" and not found.is_gpu else config.dtype
+    if name == "auto":
+        return
+    dtype: mx.Dtype = getattr(mx, name)
+    may_cast = getattr(model, "cast_predicate", lambda _: True)
+
+    def cast(key: str, array: mx.array) -> mx.array:
+        is_float = mx.issubdtype(array.dtype, mx.floating)
+        return array.astype(dtype) if is_float and (dtype == mx.float32 or may_cast(key)) else array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _describe(
+    settings: dict[str, Any],
+    config: Config,
+    found: Device,
+    model: nn.Module,
+    model_layers: ModelLayers,
+    notes: list[str],
+) -> RunnerInfo:
+    """All that the engine needs to know."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    spec = model_layers.cache_spec()
+    context = _context_length(settings, config)
+    num_pages = _num_pages(config, found, spec.page_bytes, context, spec.page_size)
+    if spec.is_paged and (num_pages - 1) * spec.page_size < context:
+        context = (num_pages - 1) * spec.page_size
+        notes = [*notes, f"context limited to {context} tokens by the KV cache's memory (--cache-memory-mb)"]
+    weights = [array for _, array in tree_flatten(model.parameters())]
+    floats = [array.dtype for array in weights if mx.issubdtype(array.dtype, mx.floating)]
+    return RunnerInfo(
+        vocab_size=model_layers.vocab_size,
+        max_model_len=context,
+        num_pages=num_pages if spec.is_paged else 0,
+        cache=spec,
+        backend=found.backend,
+        device=found.name,
+        dtype=str(max(set(floats), key=floats.count)).removeprefix("mlx.core.") if floats else "",
+        batched_decode=all(layer.layout != "own" for layer in spec.layers),
+        notes=tuple(notes),
+        memory=MemoryUse(active=mx.get_active_memory(), weights=sum(array.nbytes for array in weights)),
+    )
+
+
+def _context_length(settings: dict[str, Any], config: Config) -> int:
+    """Longest sequence: the operator's choice, else the model's own limit."""
+    text = settings.get("text_config") or {}
+    found = [value for source in (settings, text) for key in CONTEXT_KEYS if isinstance(value := source.get(key), int)]
+    own = found[0] if found else None
+    if config.max_model_len is None:
+        return own or UNBOUNDED_CONTEXT
+    if own is not None and config.max_model_len > own:
+        raise ModelError(f"--max-model-len {config.max_model_len} is more than the model's context of {own} tokens")
+    return config.max_model_len
+
+
+def _num_pages(config: Config, found: Device, page_bytes: int, context: int, page_size: int) -> int:
+    """Pages that the memory settings allow, scratch page included, and no more than all sequences could ever fill."""
+    import mlx.core as mx
+
+    if page_bytes == 0:
+        return 0
+    if config.num_pages is not None:
+        return config.num_pages
+    if config.cache_memory_mb is not None:
+        budget = config.cache_memory_mb << 20
+    else:
+        budget = int(found.memory_bytes * config.cache_memory_percent)
+        if found.is_gpu:
+            budget = min(budget, int(found.memory_bytes * config.gpu_memory_utilization) - mx.get_active_memory())
+    most = config.max_num_seqs * -(-context // page_size)
+    pages = min(budget // page_bytes, most) + 1
+    if pages < 2:
+        raise ModelError(
+            f"no memory is left for the KV cache: one page takes {page_bytes >> 10} KiB (--cache-memory-mb)"
+        )
+    return pages
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,233 @@
+"""Carries out steps with one of mlx-lm's models: weights, pages, rows, states and the sampler, on one thread."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import msgspec
+from mlx_lm.models.cache import CacheList, make_prompt_cache
+
+from vllm_mlx.core.cachespec import Layout
+from vllm_mlx.core.family import Family
+from vllm_mlx.core.step import DecodeRow, MemoryUse, NewSequence, PrefillRow, RunnerInfo, Step, StepResult
+from vllm_mlx.runner import device
+from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
+from vllm_mlx.runner.layers import ModelLayers
+from vllm_mlx.runner.pages import BatchPageView, PageStore, SinglePageView
+from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, SingleRowView, StateBatch
+from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
+
+
+class Launched(msgspec.Struct, frozen=True):
+    """A step under way."""
+
+    step: Step
+    sampled: Sampled | None
+    order: tuple[int, ...]
+    """Slots in the order of the sampled rows."""
+    started_at: float
+
+
+class MlxRunner:
+    """A `Runner` over one loaded model. Every method belongs to the thread that built it."""
+
+    def __init__(
+        self, model: nn.Module, layers: ModelLayers, *, info: RunnerInfo, family: Family, pages: PageStore
+    ) -> None:
+        self._info = info
+        self._model = model
+        self._layers = layers
+        self._family = family
+        self._pages = pages
+        self._sampler = Sampler(layers.vocab_size)
+        self._last_tokens = mx.zeros((1,), mx.int32)
+        self._own: dict[int, list[Any]] = {}
+        self._residents = Residents(_batch_layers(model, layers))
+        self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
+        self._finished_at = 0.0
+
+    @property
+    def info(self) -> RunnerInfo:
+        """Facts about the loaded model."""
+        return self._info
+
+    def launch(self, step: Step) -> Launched:
+        """Build the step's graph and start it."""
+        started_at = time.monotonic()
+        self._take_slots(step)
+        self._pages.copy(step.copies)
+        order: list[SampledRow] = []
+        logits: list[mx.array] = []
+        if step.decodes:
+            rows, batch_logits = self._decode(step.decodes)
+            order += [SampledRow(row.slot, row.position + 1) for row in rows]
+            logits.append(batch_logits)
+        for row in step.prefills:
+            last = self._prefill(row)
+            if row.samples:
+                order.append(SampledRow(row.slot, row.start + len(row.token_ids)))
+                logits.append(last)
+        sampled = self._sample(logits, order)
+        mx.async_eval(*self._written(step, sampled))  # type: ignore[no-untyped-call]
+        return Launched(step, sampled, tuple(row.slot for row in order), started_at)
+
+    def collect(self, handle: Launched) -> StepResult:
+        """Wait for the step and return its numbers, in the step's own order."""
+        step, sampled = handle.step, handle.sampled
+        if sampled is None:
+            mx.eval(*self._written(step, None))
+            return self._result(handle, {}, {})
+        token_ids: Any = sampled.tokens.tolist()
+        tokens = dict(zip(handle.order, token_ids, strict=True))
+        logprobs = sampled.logprobs.collect(len(handle.order)) if sampled.logprobs is not None else ()
+        return self._result(handle, tokens, dict(zip(handle.order, logprobs, strict=False)))
+
+    def memory(self) -> MemoryUse:
+        """Bytes in use now."""
+        return device.memory_use(weights=self._info.memory.weights, pages=self._pages.nbytes)
+
+    def idle(self) -> None:
+        """Give freed buffers back to the system."""
+        mx.clear_cache()
+
+    def close(self) -> None:
+        """Drop the model and all state."""
+        self._own.clear()
+        self._residents = Residents([])
+        self._pages = PageStore((), num_pages=0, max_pages=0)
+        self._model = nn.Module()
+        mx.clear_cache()
+
+    def _result(self, handle: Launched, tokens: dict[int, int], logprobs: dict[int, Any]) -> StepResult:
+        now = time.monotonic()
+        elapsed_s = now - max(handle.started_at, self._finished_at)
+        self._finished_at = now
+        slots = handle.step.sampled_slots
+        return StepResult(
+            handle.step.number,
+            tuple(tokens[slot] for slot in slots),
+            tuple(logprobs[slot] for slot in slots) if logprobs else None,
+            elapsed_s,
+        )
+
+    def _take_slots(self, step: Step) -> None:
+        for slot in step.released:
+            self._sampler.remove(slot)
+            self._own.pop(slot, None)
+            self._residents.remove(slot)
+        for new in step.new:
+            self._start(new)
+
+    def _start(self, new: NewSequence) -> None:
+        self._sampler.add(new)
+        if new.slot >= self._last_tokens.size:
+            more = mx.zeros((2 * new.slot + 1 - self._last_tokens.size,), mx.int32)
+            self._last_tokens = mx.concatenate([self._last_tokens, more])
+        if self._is_batched:
+            self._residents.add(new.slot, self._fresh_singles())
+        else:
+            self._own[new.slot] = make_prompt_cache(self._model)
+
+    def _fresh_singles(self) -> list[Any]:
+        """Empty caches of one sequence, for the layers that are not paged."""
+        layouts = [shape.spec.layout for shape in self._layers.shapes]
+        if all(layout is Layout.PAGES for layout in layouts):
+            return []
+        flat = zip(_flat_caches(self._model), layouts, strict=True)
+        return [RowCache() if layout is Layout.ROWS else cache for cache, layout in flat if layout is not Layout.PAGES]
+
+    def _prefill(self, row: PrefillRow) -> mx.array:
+        """Logits [1, vocab] after a chunk of one sequence."""
+        return self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
+
+    def _decode(self, rows: tuple[DecodeRow, ...]) -> tuple[list[DecodeRow], mx.array]:
+        """Logits [rows, vocab] of the next token of every row, and the rows in the order of the logits."""
+        if not self._is_batched:
+            last = [self._last_tokens[row.slot].reshape(1, 1) for row in rows]
+            each = [self._single(row.slot, t, row.position, row.page_ids) for row, t in zip(rows, last, strict=True)]
+            return list(rows), mx.concatenate(each)
+        ordered = list(rows)
+        if self._residents.layers:
+            by_slot = {row.slot: row for row in rows}
+            ordered = [by_slot[slot] for slot in self._residents.gather([row.slot for row in rows])]
+        self._pages.ensure(max((max(row.page_ids, default=0) for row in rows), default=0))
+        place = BatchPlace(ordered)
+        tokens = self._last_tokens[mx.array([row.slot for row in ordered])]
+        logits: mx.array = self._model(tokens[:, None], cache=self._batch_views(place))
+        return ordered, logits[:, -1]
+
+    def _single(self, slot: int, token_ids: mx.array, start: int, page_ids: tuple[int, ...]) -> mx.array:
+        """Logits [1, vocab] after token ids [1, tokens] of one sequence, whose cache holds `start` tokens."""
+        if self._is_batched:
+            self._pages.ensure(max(page_ids, default=0))
+            cache = self._single_views(slot, SinglePlace(start, token_ids.shape[1], page_ids))
+        else:
+            cache = self._own[slot]
+        logits: mx.array = self._model(token_ids, cache=cache)
+        return logits[:, -1]
+
+    def _single_views(self, slot: int, place: SinglePlace) -> list[Any]:
+        pools, singles = iter(self._pages.pools), iter(self._residents.singles[slot])
+        views: list[Any] = []
+        for shape in self._layers.shapes:
+            if shape.spec.layout is Layout.PAGES:
+                views.append(SinglePageView(next(pools), place))
+            elif shape.spec.layout is Layout.ROWS:
+                views.append(SingleRowView(next(singles), place, shape.spec.window))
+            else:
+                views.append(next(singles))
+        return self._layers.fold(views)
+
+    def _batch_views(self, place: BatchPlace) -> list[Any]:
+        pools, batch = iter(self._pages.pools), iter(self._residents.layers)
+        views: list[Any] = []
+        for shape in self._layers.shapes:
+            if shape.spec.layout is Layout.PAGES:
+                views.append(BatchPageView(next(pools), place))
+                continue
+            layer = next(batch)
+            if isinstance(layer, RowBatch):
+                views.append(BatchRowView(layer, place, shape.spec.window, scores_rank=self._family.scores_rank))
+            elif isinstance(layer, StateBatch):
+                views.append(layer.cache)
+        return self._layers.fold(views)
+
+    def _sample(self, logits: list[mx.array], order: list[SampledRow]) -> Sampled | None:
+        if not order:
+            return None
+        sampled = self._sampler.sample(logits[0] if len(logits) == 1 else mx.concatenate(logits), order)
+        self._last_tokens[mx.array([row.slot for row in order])] = sampled.tokens
+        return sampled
+
+    def _written(self, step: Step, sampled: Sampled | None) -> list[Any]:
+        """All arrays that the step changes: evaluating them carries it out."""
+        singles = [self._residents.singles.get(row.slot, ()) for row in step.prefills]
+        slots = (*(row.slot for row in step.prefills), *(row.slot for row in step.decodes))
+        own = [self._own.get(slot, ()) for slot in slots]
+        caches = [cache for group in (*singles, *own) for cache in group]
+        return [
+            *self._pages.arrays(),
+            *self._residents.arrays(),
+            *[cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches],
+            *([] if sampled is None else [sampled.tokens]),
+        ]
+
+
+def _flat_caches(model: nn.Module) -> list[Any]:
+    """The library's own empty caches of one sequence, composite ones taken apart."""
+    caches = make_prompt_cache(model)
+    return [part for cache in caches for part in (cache.caches if isinstance(cache, CacheList) else (cache,))]
+
+
+def _batch_layers(model: nn.Module, layers: ModelLayers) -> list[Any]:
+    """What the running batch keeps per layer that is not paged."""
+    built: list[Any] = []
+    for cache, shape in zip(_flat_caches(model), layers.shapes, strict=True):
+        if shape.spec.layout is Layout.ROWS:
+            built.append(RowBatch())
+        elif shape.spec.layout is Layout.STATE:
+            built.append(StateBatch(cache))
+    return built
