@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from fastapi import FastAPI
 
 from vllm_mlx.api.app import create_app
 from vllm_mlx.api.lifecycle import Lifecycle
@@ -44,9 +45,10 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config, files: ModelFiles, *, listener: socket.socket, display: Display) -> int:
     engine = open_engine(config, files.path, on_progress=display)
-    lifecycle = Lifecycle()
-    service = ChatService(engine, Tokenizer.load(files.path), config=config)
-    server = _http_server(create_app(config, service, engine, lifecycle=lifecycle))
+    service = ChatService(engine, Tokenizer.load(files.path, trust_remote_code=config.trust_remote_code), config=config)
+    app = create_app(config, service, engine)
+    lifecycle: Lifecycle = app.state.lifecycle
+    server = _http_server(app)
     with StopSignals() as signals:
         http = asyncio.create_task(server.serve(sockets=[listener]))
         life = asyncio.create_task(_live(engine, config, url=url_of(listener), display=display))
@@ -115,10 +117,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _http_server(app: object) -> _Server:
+def _http_server(app: FastAPI) -> _Server:
     return _Server(
         uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             http="h11",
             ws="none",
             log_config=None,

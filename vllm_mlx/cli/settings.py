@@ -86,13 +86,15 @@ def add_arguments(parser: argparse.ArgumentParser, fields: Iterable[Setting]) ->
         sections[setting.group].add_argument(*setting.flags, **options)
 
 
-def make_config(given: Mapping[str, Any], environment: Mapping[str, str], **overrides: Any) -> Config:
-    """Settings from flags (`given`: field name to text or bool), else the environment, else the defaults.
+def make_config(given: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+    """Settings from `given` (field name to a value, or to its text), else the environment, else the defaults.
+
+    Names in `given` that are no field are left alone.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range; the message names its flag or variable.
     """
-    values: dict[str, Any] = dict(overrides)
+    values: dict[str, Any] = {}
     for setting in settings():
         if setting.name in given:
             value = given[setting.name]
@@ -100,6 +102,9 @@ def make_config(given: Mapping[str, Any], environment: Mapping[str, str], **over
             values[setting.name] = convert(setting, value, source=flag(setting.name)) if is_text else value
         elif text := environment.get(setting.variable, ""):
             values[setting.name] = convert(setting, text, source=setting.variable)
+    if "max_tokens" not in values and "max_request_tokens" in values:
+        # a limit below the default output length is a limit for that too
+        values["max_tokens"] = min(Config().max_tokens, values["max_request_tokens"])
     return Config(**values)
 
 
