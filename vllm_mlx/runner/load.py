@@ -50,7 +50,7 @@ def create_runner_factory(path: Path, config: Config) -> RunnerFactory:
 def _create_runner(path: Path, config: Config, progress: ProgressCallback) -> Runner:
     progress("starting MLX")
     blas.preload_here()
-    with _untouched_file_limit():
+    with untouched_file_limit():
         import mlx_lm.utils  # noqa: F401
     from vllm_mlx.runner import attention, device, head, layers
     from vllm_mlx.runner.pages import PageStore
@@ -79,7 +79,7 @@ def _create_runner(path: Path, config: Config, progress: ProgressCallback) -> Ru
 
 
 @contextmanager
-def _untouched_file_limit() -> Iterator[None]:
+def untouched_file_limit() -> Iterator[None]:
     """Importing mlx-lm lowers RLIMIT_NOFILE for good, which a server with many connections cannot afford."""
     import resource
 

@@ -1,0 +1,42 @@
+"""Pools are written in place and grow only as pages are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from tests.runner.drive import assert_same, prompts, run, run_alone, submit
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.step import Runner
+
+
+def test_a_decode_step_copies_no_pool(open_runner: Callable[..., Runner]) -> None:
+    runner = open_runner("llama", num_pages=20_000)
+    submits = [submit(str(i), prompt, max_tokens=4) for i, prompt in enumerate(prompts(20, 30))]
+    runner._pages.ensure(19_999)  # type: ignore[attr-defined]
+    run(runner, submits, config=Config())
+    pool_bytes = runner.memory().pages / 4  # two layers, keys and values
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    run(runner, submits, config=Config())
+    assert mx.get_peak_memory() - before < pool_bytes / 2
+
+
+def test_pools_grow_with_use_and_keep_their_contents(open_runner: Callable[..., Runner]) -> None:
+    runner = open_runner("llama", num_pages=2_000)
+    small = runner.memory().pages
+    submits = [submit(str(i), prompt) for i, prompt in enumerate(prompts(*[400] * 8))]
+    alone = run_alone(runner, submits[:2], config=Config())
+    assert runner.memory().pages == small
+    together = run(runner, submits, config=Config(), every=1)
+    assert runner.memory().pages > small
+    assert_same({name: together[name] for name in alone}, alone)
+
+
+def test_memory_is_given_back_on_close(open_runner: Callable[..., Runner]) -> None:
+    before = mx.get_active_memory()
+    runner = open_runner("llama")
+    assert mx.get_active_memory() > before
+    runner.close()
+    assert mx.get_active_memory() <= before + (1 << 16)
