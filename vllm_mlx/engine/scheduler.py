@@ -17,7 +17,7 @@ from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import FinishReason, Output, Stats, Submit
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.pace import PrefillPace
-from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.engine.sequence import Sequence, max_len, refusal
 from vllm_mlx.kv.manager import KVManager
 
 log = get_logger("engine")
@@ -132,7 +132,7 @@ class Scheduler:
             self._outputs.append(Output(submit.request_id, finish=FinishReason.REJECTED, message=message))
             return
         self._num_arrived += 1
-        sequence = Sequence(submit, self._num_arrived, self._clock(), self._max_len(submit))
+        sequence = Sequence(submit, self._num_arrived, self._clock(), max_len(submit, self._info))
         reason = sequence.finish_reason()
         if reason:
             self._outputs.append(Output(submit.request_id, finish=reason))
@@ -146,27 +146,15 @@ class Scheduler:
         if sequence:
             self._end(sequence)
 
-    def _max_len(self, submit: Submit) -> int:
-        limit = self._info.max_model_len
-        max_tokens = submit.sampling.max_tokens
-        return limit if max_tokens is None else min(limit, len(submit.prompt) + max_tokens)
-
     def _refuse(self, submit: Submit) -> str | None:
-        """Why the sequence can never run, for the caller; None if it can."""
-        num_prompt, limit, vocab_size = len(submit.prompt), self._info.max_model_len, self._info.vocab_size
+        """Why the sequence cannot be taken, for the caller; None if it can."""
         if submit.request_id in self._sequences:
             return f"A sequence named {submit.request_id!r} is running already."
-        if num_prompt == 0:
-            return "The prompt is empty; it needs at least one token."
-        if num_prompt > limit - 1:
-            return f"The prompt has {num_prompt} tokens; at most {limit - 1} fit the context of {limit} with an answer."
-        for token in (*submit.prompt.token_ids, *submit.resume_token_ids):
-            if not 0 <= token < vocab_size:
-                return f"Token id {token} is outside the model's vocabulary of {vocab_size}."
-        if self._kv.pages_for(min(num_prompt + 1, self._max_len(submit) - 1)) > self._kv.num_usable:
+        reason = refusal(submit, self._info)
+        if reason is None and not self._kv.could_fit(len(submit.prompt)):
             room = self._kv.num_usable * self._page_size
-            return f"The prompt has {num_prompt} tokens; the KV cache has room for {room}, the next one included."
-        return None
+            return f"The prompt has {len(submit.prompt)} tokens; the KV cache has room for {room}."
+        return reason
 
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out of the running ones."""
@@ -275,23 +263,28 @@ class Scheduler:
         if num_left <= budget:
             return num_left
         to_boundary = (start + budget) // self._page_size * self._page_size - start
-        return to_boundary if to_boundary > 0 or not may_split_page else budget
+        if to_boundary > 0:
+            return to_boundary
+        return budget if may_split_page else 0
 
     def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
         """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there."""
-        num_pages = self._kv.pages_for(sequence.num_to_reserve)
-        if num_pages > self._kv.num_usable:
+        num_known = len(sequence.token_ids)
+        if not self._kv.could_fit(num_known):
             self._end_for_want_of_pages(sequence)
             return True
+        num_tokens = min(num_known + 1, sequence.max_len - 1)  # the very last token is never computed
+        if not self._kv.could_fit(num_tokens):
+            num_tokens = num_known
         # Who was preempted comes back when the others have room to grow, or it would soon be preempted again.
         headroom = len(self._running) if sequence.was_preempted else 0
-        if not self._free_slots or num_pages + headroom > self._kv.num_free:
+        if not self._free_slots or self._kv.pages_for(num_tokens) + headroom > self._kv.num_free:
             return False
-        self._kv.reserve(sequence.request_id, sequence.num_to_reserve)
+        self._kv.reserve(sequence.request_id, num_tokens)
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_order)
         sequence.slot = heapq.heappop(self._free_slots)
-        sequence.num_to_prefill = len(sequence.token_ids)
+        sequence.num_to_prefill = num_known
         if sequence.queued_s is None:
             sequence.queued_s = self._clock() - sequence.arrived_at
         draft.new.append(NewSequence(sequence.slot, sequence.sampling, tuple(sequence.token_ids), sequence.num_prompt))

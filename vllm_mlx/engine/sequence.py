@@ -6,6 +6,27 @@ from dataclasses import dataclass, field
 
 from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.step import RunnerInfo
+
+
+def refusal(submit: Submit, info: RunnerInfo) -> str | None:
+    """Why the model can never run this sequence, for the caller; None if it can."""
+    num_prompt, limit = len(submit.prompt), info.max_model_len
+    if num_prompt == 0:
+        return "The prompt is empty; it needs at least one token."
+    if num_prompt > limit - 1:
+        return f"The prompt has {num_prompt} tokens; at most {limit - 1} fit the context of {limit} with an answer."
+    token_ids = (*submit.prompt.token_ids, *submit.resume_token_ids)
+    for token in (min(token_ids), max(token_ids)):
+        if not 0 <= token < info.vocab_size:
+            return f"Token id {token} is outside the model's vocabulary of {info.vocab_size}."
+    return None
+
+
+def max_len(submit: Submit, info: RunnerInfo) -> int:
+    """Most tokens that the sequence can have, prompt and output."""
+    max_tokens = submit.sampling.max_tokens
+    return info.max_model_len if max_tokens is None else min(info.max_model_len, len(submit.prompt) + max_tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,11 +99,6 @@ class Sequence:
     def can_decode(self) -> bool:
         """Whether one more token may be sampled from its last one."""
         return self.num_computed >= self.num_to_prefill and self.num_tokens < self.max_len
-
-    @property
-    def num_to_reserve(self) -> int:
-        """Tokens whose pages it needs to start: all that it knows and the next; the very last is never computed."""
-        return min(len(self.token_ids) + 1, self.max_len - 1)
 
     def finish_reason(self) -> FinishReason | None:
         """Why the known tokens end the sequence, or None if they do not."""

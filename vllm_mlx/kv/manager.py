@@ -50,6 +50,10 @@ class KVManager:
         """How many pages hold `num_tokens` tokens."""
         return -(-num_tokens // self._page_size) if self._num_pages else 0
 
+    def could_fit(self, num_tokens: int) -> bool:
+        """Whether `num_tokens` tokens fit if nobody else uses a page."""
+        return self.pages_for(num_tokens) <= self.num_usable
+
     def reserve(self, seq_id: str, num_tokens: int) -> bool:
         """Make the table of `seq_id` cover `num_tokens` tokens; False, and nothing changed, if too few are free."""
         table = self._tables.get(seq_id)

@@ -176,7 +176,8 @@ class FakeRunner:
         expect(new.slot >= 0, "slots count from 0")
         expect(0 < new.num_prompt <= len(new.token_ids), "num_prompt must be 1 .. len(token_ids)")
         expect(len(new.token_ids) < self._info.max_model_len, "no room for a next token within max_model_len")
-        expect(max(new.token_ids) < self._info.vocab_size, "a token id is outside the vocabulary")
+        in_range = min(new.token_ids) >= 0 and max(new.token_ids) < self._info.vocab_size
+        expect(in_range, "a token id is outside the vocabulary")
         expect(new.sampling.seed is not None, "the seed must be resolved to an integer")
         self._slots[new.slot] = _Slot(new.slot, new.sampling, list(new.token_ids), len(new.token_ids), new.num_prompt)
 

@@ -1,0 +1,257 @@
+"""The loop, from messages to messages, over the fake runner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import ModelError
+from vllm_mlx.core.log import get_logger
+from vllm_mlx.core.messages import (
+    Abort,
+    Failed,
+    FinishReason,
+    FromEngine,
+    Output,
+    Outputs,
+    Progress,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+    ToEngine,
+)
+from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.step import ProgressCallback, Runner, RunnerFactory, Step, StepResult
+from vllm_mlx.engine.engine import Engine
+from vllm_mlx.testing.fake import FakeRunner, fake_factory
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the engine logs, whether or not the package's logs are set up to go on to the root logger."""
+    logger = get_logger("engine")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.DEBUG, logger=logger.name):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+class ScriptedInbox:
+    """Each call gives the next batch; when there is no more and the engine would wait, Shutdown."""
+
+    def __init__(self, *batches: list[ToEngine]) -> None:
+        self._batches = list(batches)
+        self.num_waits = 0
+
+    def receive(self, timeout_s: float | None) -> list[ToEngine]:
+        waits = timeout_s is None
+        self.num_waits += waits
+        while self._batches:
+            batch = self._batches.pop(0)
+            if batch or not waits:
+                return batch
+        return [Shutdown()] if waits else []
+
+
+class ListOutbox:
+    def __init__(self) -> None:
+        self.messages: list[FromEngine] = []
+
+    def send(self, message: FromEngine) -> None:
+        self.messages.append(message)
+
+
+class Recorder(FakeRunner):
+    """Notes the order of calls."""
+
+    def __init__(self, calls: list[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.calls = calls
+
+    def launch(self, step: Step) -> Any:
+        self.calls.append(f"launch {step.number}")
+        return super().launch(step)
+
+    def collect(self, handle: Any) -> StepResult:
+        result = super().collect(handle)
+        self.calls.append(f"collect {result.number}")
+        return result
+
+    def idle(self) -> None:
+        self.calls.append("idle")
+
+    def close(self) -> None:
+        self.calls.append("close")
+        super().close()
+
+
+def count_up(tokens: tuple[int, ...]) -> int:
+    return tokens[-1] + 1
+
+
+def submit(name: str, *prompt: int, **given: Any) -> Submit:
+    return Submit(name, Prompt(prompt or (10, 20)), SamplingParams(**{"seed": 1, "max_tokens": 3, **given}))
+
+
+def run(
+    *batches: list[ToEngine], factory: RunnerFactory | None = None, **settings: Any
+) -> tuple[list[FromEngine], Engine, ScriptedInbox]:
+    inbox, outbox = ScriptedInbox(*batches), ListOutbox()
+    engine = Engine(factory or fake_factory(script=count_up), Config(**settings), inbox=inbox, outbox=outbox)
+    engine.run()
+    return outbox.messages, engine, inbox
+
+
+def outputs_of(messages: list[FromEngine], name: str) -> list[Output]:
+    return [o for m in messages if isinstance(m, Outputs) for o in m.outputs if o.request_id == name]
+
+
+def tokens_of(messages: list[FromEngine], name: str) -> list[int]:
+    return [token for output in outputs_of(messages, name) for token in output.token_ids]
+
+
+def test_start_reports_progress_then_ready() -> None:
+    messages, _, _ = run()
+    assert messages[0] == Progress("fake model", 1.0)
+    assert isinstance(messages[1], Ready)
+    assert messages[1].info.backend == "fake"
+
+
+def test_sequences_that_come_and_go_get_their_own_tokens() -> None:
+    messages, _, _ = run([submit("a")], [submit("b", 40, max_tokens=5)], [], [submit("c", 70)])
+    assert tokens_of(messages, "a") == [21, 22, 23]
+    assert tokens_of(messages, "b") == [41, 42, 43, 44, 45]
+    assert tokens_of(messages, "c") == [71, 72, 73]
+    assert [output.finish for output in outputs_of(messages, "a")] == [None, None, FinishReason.LENGTH]
+
+
+def test_one_message_carries_all_tokens_of_a_step() -> None:
+    messages, _, _ = run([submit("a"), submit("b"), submit("c")])
+    assert [len(m.outputs) for m in messages if isinstance(m, Outputs)] == [3, 3, 3]
+
+
+def test_next_step_is_launched_before_the_last_is_collected() -> None:
+    calls: list[str] = []
+    run([submit("a", max_tokens=3)], factory=lambda progress: Recorder(calls, script=count_up))
+    assert calls == [
+        "idle",
+        *("launch 0", "launch 1", "collect 0", "launch 2", "collect 1", "collect 2"),
+        *("launch 3", "collect 3"),  # tells the runner that the slot is free
+        "idle",
+        "close",
+    ]
+
+
+def test_aborted_sequence_says_nothing_more() -> None:
+    messages, engine, _ = run([submit("a", max_tokens=50)], [], [], [Abort("a"), Abort("unknown")], [submit("b")])
+    assert tokens_of(messages, "a") == [21, 22]
+    assert tokens_of(messages, "b") == [21, 22, 23]
+    assert engine.stats.pages_used == 0
+
+
+def test_idle_engine_waits_and_says_so_once() -> None:
+    messages, engine, inbox = run([submit("a")], [], [], [], [], [], [], [Abort("x")], [Abort("y")])
+    idle = [m for m in messages if isinstance(m, Stats) and not m.busy]
+    assert [(m.num_steps, m.pages_used) for m in idle] == [(0, 0), (4, 0)]
+    assert inbox.num_waits == 4
+    assert engine.stats == idle[-1]
+    assert engine.step_started_at is None
+
+
+def test_refusal_is_told_while_nothing_runs() -> None:
+    messages, _, _ = run([Submit("a", Prompt(()), SamplingParams(seed=1))])
+    (output,) = outputs_of(messages, "a")
+    assert output.finish is FinishReason.ERROR
+    assert output.message
+
+
+def test_rejected_sequence_does_not_disturb_the_others() -> None:
+    messages, _, _ = run([submit("a"), submit("b"), submit("c")], max_num_seqs=1, max_waiting=1)
+    assert tokens_of(messages, "a") == tokens_of(messages, "b") == [21, 22, 23]
+    assert [output.finish for output in outputs_of(messages, "c")] == [FinishReason.REJECTED]
+
+
+def test_step_in_progress_can_be_seen_from_outside() -> None:
+    seen: list[float | None] = []
+
+    class Watched(FakeRunner):
+        def collect(self, handle: Any) -> StepResult:
+            seen.append(engine.step_started_at)
+            return super().collect(handle)
+
+    inbox = ScriptedInbox([submit("a")])
+    engine = Engine(lambda progress: Watched(), Config(), inbox=inbox, outbox=ListOutbox())
+    engine.run()
+    assert len(seen) == 4
+    assert None not in seen
+
+
+def test_shutdown_ends_in_the_middle_and_frees_the_runner() -> None:
+    calls: list[str] = []
+    messages, _, _ = run([submit("a", max_tokens=50)], [], [Shutdown()], factory=lambda progress: Recorder(calls))
+    assert calls[-1] == "close"
+    assert not any(isinstance(m, Failed) for m in messages)
+
+
+# ---- failures ----
+
+
+def test_model_error_is_told_as_such() -> None:
+    def factory(progress: ProgressCallback) -> Runner:
+        raise ModelError("no such model")
+
+    messages, _, _ = run(factory=factory)
+    assert messages == [Failed("no such model", is_model_error=True)]
+
+
+def test_any_other_error_while_loading_is_told(logged: pytest.LogCaptureFixture) -> None:
+    def factory(progress: ProgressCallback) -> Runner:
+        raise MemoryError("too big")
+
+    messages, _, _ = run(factory=factory)
+    assert messages == [Failed("MemoryError: too big")]
+    assert "Traceback" in logged.text
+
+
+@pytest.mark.parametrize("where", ["launch", "collect"])
+def test_failed_step_ends_the_engine(where: str, logged: pytest.LogCaptureFixture) -> None:
+    class Failing(FakeRunner):
+        def launch(self, step: Step) -> Any:
+            if where == "launch" and step.number == 2:
+                raise RuntimeError("device lost")
+            return super().launch(step)
+
+        def collect(self, handle: Any) -> StepResult:
+            result = super().collect(handle)
+            if where == "collect" and result.number == 2:
+                raise RuntimeError("device lost")
+            return result
+
+        def close(self) -> None:
+            raise OSError("cannot close either")
+
+    messages, engine, _ = run([submit("a", max_tokens=50)], factory=lambda progress: Failing())
+    assert messages[-1] == Failed("RuntimeError: device lost")
+    assert "cannot close either" in logged.text
+    assert engine.step_started_at is None
+
+
+def test_result_that_is_not_the_steps_ends_the_engine() -> None:
+    class Confused(FakeRunner):
+        def collect(self, handle: Any) -> StepResult:
+            return StepResult(number=super().collect(handle).number, token_ids=())
+
+    messages, _, _ = run([submit("a")], factory=lambda progress: Confused())
+    assert isinstance(messages[-1], Failed)
+    assert "step 0 has 1 tokens to come" in messages[-1].reason
+
+
+def test_log_names_no_token(logged: pytest.LogCaptureFixture) -> None:
+    run([submit("a", 12345)])
+    assert "12345" not in logged.text

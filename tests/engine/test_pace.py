@@ -1,0 +1,81 @@
+"""How large prefill chunks get."""
+
+from __future__ import annotations
+
+from vllm_mlx.core.step import DecodeRow, PrefillRow, Step
+from vllm_mlx.engine.pace import PrefillPace
+
+DECODE = DecodeRow(0, 5, (1,))
+
+
+def step(num_prefill: int, *, decodes: bool = False) -> Step:
+    prefills = (PrefillRow(1, 0, (0,) * num_prefill, (2,), True),) if num_prefill else ()
+    return Step(number=0, prefills=prefills, decodes=(DECODE,) if decodes else ())
+
+
+def pace(max_tokens: int = 2048) -> PrefillPace:
+    return PrefillPace(max_tokens, stall_s=0.2)
+
+
+def test_whole_budget_when_nothing_decodes() -> None:
+    p = pace()
+    p.observe(step(100), 100.0)
+    assert p.budget(is_decoding=False) == 2048
+
+
+def test_smallest_chunk_before_anything_is_measured() -> None:
+    assert pace().budget(is_decoding=True) == 32
+
+
+def test_chunk_takes_as_long_as_a_stall_may() -> None:
+    p = pace()
+    p.observe(step(1000), 1.0)
+    assert p.budget(is_decoding=True) == 200
+
+
+def test_cost_of_the_decodes_is_not_the_prefills() -> None:
+    p = pace()
+    for _ in range(3):
+        p.observe(step(0, decodes=True), 0.5)
+    p.observe(step(1000, decodes=True), 1.5)
+    assert p.budget(is_decoding=True) == 200
+
+
+def test_prefill_never_looks_free() -> None:
+    p = pace(max_tokens=10**9)
+    p.observe(step(0, decodes=True), 9.0)
+    p.observe(step(100, decodes=True), 8.0)
+    assert p.budget(is_decoding=True) == 32  # a quarter of 8 s for 100 tokens
+
+
+def test_one_slow_step_changes_nothing() -> None:
+    p = pace()
+    for elapsed_s in (1.0, 1.0, 60.0, 1.0):
+        p.observe(step(1000), elapsed_s)
+    assert p.budget(is_decoding=True) == 200
+
+
+def test_pace_follows_a_lasting_change() -> None:
+    p = pace()
+    for _ in range(9):
+        p.observe(step(1000), 1.0)
+    for _ in range(9):
+        p.observe(step(1000), 2.0)
+    assert p.budget(is_decoding=True) == 100
+
+
+def test_short_prompts_do_not_spoil_the_measure() -> None:
+    p = pace()
+    p.observe(step(1000), 1.0)
+    for _ in range(9):
+        p.observe(step(3), 0.1)
+    assert p.budget(is_decoding=True) == 200
+
+
+def test_chunks_stay_between_the_smallest_and_the_largest() -> None:
+    slow, fast, tiny = pace(), pace(), pace(max_tokens=8)
+    slow.observe(step(100), 100.0)
+    fast.observe(step(1000), 0.0)
+    assert slow.budget(is_decoding=True) == 32
+    assert fast.budget(is_decoding=True) == 2048
+    assert tiny.budget(is_decoding=True) == 8

@@ -1,0 +1,188 @@
+"""Whatever arrives and leaves, every sequence gets the tokens that it would get alone, and nothing is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.messages import FinishReason, Output, Submit
+from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.testing.fake import FakeRunner
+
+VOCAB_SIZE = 11
+MAX_MODEL_LEN = 48
+
+
+@dataclass(frozen=True)
+class World:
+    """A runner and its settings."""
+
+    num_pages: int = 200
+    page_size: int = 4
+    max_num_seqs: int = 8
+    prefill_step_size: int = 64
+    step_costs_s: tuple[float, ...] = (0.0,)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A sequence, the round it comes in, and how many rounds later nobody wants it any more."""
+
+    at: int
+    submit: Submit
+    abort_after: int | None = None
+
+
+@dataclass
+class Loop:
+    """Scheduler and runner in the order of the engine loop, checked in every round."""
+
+    world: World
+    outputs: dict[str, list[Output]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        w = self.world
+        self.runner = FakeRunner(
+            num_pages=w.num_pages, page_size=w.page_size, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
+        )
+        config = Config(max_num_seqs=w.max_num_seqs, prefill_step_size=w.prefill_step_size)
+        self.scheduler = Scheduler(self.runner.info, config, clock=lambda: 0.0)
+        self.in_flight: Any = None
+        self.rounds = 0
+
+    def round(self) -> None:
+        step = self.scheduler.plan()
+        self.scheduler.check()
+        assert step or self.in_flight or not self.scheduler.has_work, "work, but no step"
+        launched = self.runner.launch(step) if step else None
+        if self.in_flight:
+            costs = self.world.step_costs_s
+            result = self.runner.collect(self.in_flight)
+            self.scheduler.commit(msgspec.structs.replace(result, elapsed_s=costs[self.rounds % len(costs)]))
+            self.scheduler.check()
+        self.in_flight = launched
+        for output in self.scheduler.take_outputs():
+            self.outputs.setdefault(output.request_id, []).append(output)
+        self.rounds += 1
+
+    def run(self, arrivals: list[Arrival]) -> None:
+        last = max((a.at + (a.abort_after or 0) for a in arrivals), default=0)
+        while self.scheduler.has_work or self.in_flight or self.rounds <= last:
+            for arrival in arrivals:
+                if arrival.at == self.rounds:
+                    self.scheduler.submit(arrival.submit)
+                if arrival.abort_after is not None and arrival.at + arrival.abort_after == self.rounds:
+                    self.scheduler.abort(arrival.submit.request_id)
+            self.round()
+            assert self.rounds < 20_000, "somebody starves"
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        return tuple(token for output in self.outputs.get(name, []) for token in output.token_ids)
+
+    def finish(self, name: str) -> FinishReason | None:
+        reasons = [output.finish for output in self.outputs.get(name, [])]
+        assert None not in reasons[-1:], "not finished"
+        assert reasons[:-1] == [None] * len(reasons[:-1]), "told more after the end"
+        return reasons[-1] if reasons else None
+
+
+def alone(submit: Submit, world: World) -> tuple[tuple[int, ...], FinishReason | None]:
+    loop = Loop(World(num_pages=world.num_pages, page_size=world.page_size))
+    loop.run([Arrival(0, submit)])
+    return loop.tokens(submit.request_id), loop.finish(submit.request_id)
+
+
+worlds = st.builds(
+    World,
+    num_pages=st.one_of(st.just(0), st.integers(4, 24)),
+    page_size=st.sampled_from([1, 2, 4, 8]),
+    max_num_seqs=st.integers(1, 5),
+    prefill_step_size=st.integers(1, 40),
+    step_costs_s=st.lists(st.floats(0, 3), min_size=1, max_size=3).map(tuple),
+)
+
+sampling = st.builds(
+    SamplingParams,
+    seed=st.integers(0, 3),
+    temperature=st.sampled_from([0.0, 1.0]),
+    max_tokens=st.one_of(st.none(), st.integers(1, 30)),
+    min_tokens=st.integers(0, 4),
+    stop_token_ids=st.sampled_from([(), (), (3,), (3, 5)]),
+    logprobs=st.sampled_from([None, None, 2]),
+)
+
+
+@st.composite
+def traffic(draw: st.DrawFn) -> list[Arrival]:
+    arrivals = []
+    for number in range(draw(st.integers(1, 9))):
+        submit = Submit(
+            f"s{number}",
+            Prompt(tuple(draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40)))),
+            draw(sampling),
+            draw(st.integers(-1, 1)),
+        )
+        abort_after = draw(st.one_of(st.none(), st.none(), st.none(), st.integers(0, 20)))
+        arrivals.append(Arrival(draw(st.integers(0, 12)), submit, abort_after))
+    return arrivals
+
+
+@settings(max_examples=80, deadline=None)
+@given(world=worlds, arrivals=traffic())
+def test_everyone_gets_the_tokens_of_a_lone_run(world: World, arrivals: list[Arrival]) -> None:
+    loop = Loop(world)
+    loop.run(arrivals)
+    for arrival in arrivals:
+        name = arrival.submit.request_id
+        tokens, finish = alone(arrival.submit, world)
+        if arrival.abort_after is None:
+            assert (loop.tokens(name), loop.finish(name)) == (tokens, finish)
+        else:
+            assert loop.tokens(name) == tokens[: len(loop.tokens(name))]
+    stats = loop.scheduler.stats()
+    assert (stats.pages_used, stats.num_running, stats.num_waiting) == (0, 0, 0)
+    assert loop.runner.live_slots == ()
+
+
+@settings(max_examples=40, deadline=None)
+@given(world=worlds, arrivals=traffic(), died_in=st.integers(1, 25))
+def test_resubmitted_sequences_go_on_as_if_nothing_had_happened(
+    world: World, arrivals: list[Arrival], died_in: int
+) -> None:
+    first = Loop(world)
+    for arrival in arrivals:
+        first.scheduler.submit(arrival.submit)
+    for _ in range(died_in):
+        first.round()
+    second = Loop(world)
+    for arrival in arrivals:
+        name = arrival.submit.request_id
+        if not any(output.finish for output in first.outputs.get(name, [])):
+            second.scheduler.submit(msgspec.structs.replace(arrival.submit, resume_token_ids=first.tokens(name)))
+    second.run([])
+    for arrival in arrivals:
+        name = arrival.submit.request_id
+        assert first.tokens(name) + second.tokens(name) == alone(arrival.submit, world)[0]
+
+
+crowd = [
+    Arrival(number, Submit(f"s{number}", Prompt((number,) * 9), SamplingParams(seed=1, max_tokens=20)))
+    for number in range(4)
+]
+
+
+def test_tiny_pool_preempts() -> None:
+    """The random worlds above do reach preemption: this one surely does."""
+    loop = Loop(World(num_pages=12, page_size=4))
+    loop.run(crowd)
+    assert loop.scheduler.stats().num_preemptions > 0
+    for arrival in crowd:
+        assert loop.tokens(arrival.submit.request_id) == alone(arrival.submit, World())[0]
+        assert len(loop.tokens(arrival.submit.request_id)) == 20
