@@ -1,0 +1,1 @@
+"""The wire: schemas, routes, streams, errors. `create_app` in `app` joins them."""

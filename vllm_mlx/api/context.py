@@ -1,0 +1,37 @@
+"""What endpoints are given: made once by `create_app`, shared by reference, owned by nobody else."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from vllm_mlx.api.lifecycle import Lifecycle
+from vllm_mlx.api.metrics import Metrics
+from vllm_mlx.chat.service import ChatService
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import NotFound
+from vllm_mlx.core.messages import EngineClient
+
+DEFAULT_MODEL = "default"
+"""A name for whatever model is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of a running server."""
+
+    config: Config
+    service: ChatService
+    engine: EngineClient
+    lifecycle: Lifecycle
+    metrics: Metrics
+    started_at: int = field(default_factory=lambda: int(time.time()))
+    """Unix seconds."""
+
+    def check_model(self, name: str | None) -> None:
+        """Raise NotFound unless `name` is a name of the served model; None is."""
+        served = self.config.model_name
+        if name is None or name in (served, self.config.model, DEFAULT_MODEL):
+            return
+        message = f"The model '{name}' does not exist. Available model: '{served}'."
+        raise NotFound(message, param="model", code="model_not_found")

@@ -1,0 +1,38 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vllm_mlx.api.context import Context
+from vllm_mlx.api.generate import admitted, respond
+from vllm_mlx.api.openapi import json_answers, json_body
+from vllm_mlx.api.wire.answers import ChatCompletionAnswer
+from vllm_mlx.api.wire.chat_completions import ChatCompletionBody, chat_request
+from vllm_mlx.api.wire.chat_encoder import ChatEncoder
+from vllm_mlx.api.wire.usage import answer_head
+
+
+def router(context: Context) -> APIRouter:
+    """The endpoint over one server."""
+    routes = APIRouter(tags=["Chat"])
+    service = context.service
+
+    @routes.post(
+        "/v1/chat/completions",
+        openapi_extra=json_body(ChatCompletionBody),
+        responses=json_answers(ChatCompletionAnswer, is_streamed=True),
+        response_class=Response,
+    )
+    async def create_chat_completion(request: Request) -> Response:
+        """Continue a conversation."""
+        body, record = await admitted(request, ChatCompletionBody, context)
+        request_id = f"chatcmpl-{record.key}"
+        asked = chat_request(body, request_id=request_id, defaults=service.sampling_defaults)
+        head = answer_head(request_id, context.config.model_name)
+        encoder = ChatEncoder(head, has_logprobs=bool(body.logprobs), include_usage=body.wants_usage)
+        return await respond(request, context, start=lambda: service.chat(asked), encoder=encoder)
+
+    return routes

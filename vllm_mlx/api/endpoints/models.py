@@ -1,0 +1,43 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from vllm_mlx.api.context import Context
+from vllm_mlx.api.openapi import json_answers
+from vllm_mlx.api.wire.answers import ModelCard, ModelList
+
+
+def router(context: Context) -> APIRouter:
+    """The endpoints over one server."""
+    routes = APIRouter(tags=["Models"])
+
+    @routes.get("/v1/models", responses=json_answers(ModelList), response_class=Response)
+    async def list_models() -> Response:
+        """The models that requests may name."""
+        return _json(ModelList([_card(context)]))
+
+    @routes.get("/v1/models/{model_id:path}", responses=json_answers(ModelCard), response_class=Response)
+    async def retrieve_model(model_id: str) -> Response:
+        """One model, by any of its names; names may contain slashes."""
+        context.check_model(model_id)
+        return _json(_card(context))
+
+    return routes
+
+
+def _card(context: Context) -> ModelCard:
+    info = context.engine.status().info
+    return ModelCard(
+        id=context.config.model_name,
+        created=context.started_at,
+        max_model_len=info.max_model_len if info else None,
+        root=context.config.model,
+    )
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")

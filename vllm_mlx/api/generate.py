@@ -1,0 +1,91 @@
+"""The course of every generating request: admit, start, then stream events or fold them; end with the client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vllm_mlx.api.context import Context
+from vllm_mlx.api.disconnect import while_connected
+from vllm_mlx.api.errors import DONE, guarded
+from vllm_mlx.api.limits import read_body
+from vllm_mlx.api.observe import RequestRecord, observed, record_of
+from vllm_mlx.api.sse import EventResponse, frame
+from vllm_mlx.api.wire.decode import decode
+from vllm_mlx.api.wire.sampling import GenerationBody
+from vllm_mlx.api.wire.usage import added
+from vllm_mlx.chat.collect import Collected, collect
+from vllm_mlx.chat.stream import EventStream
+from vllm_mlx.core.events import Event, Finish, Usage
+
+Body = TypeVar("Body", bound=GenerationBody)
+
+
+class Encoder(Protocol):
+    """One dialect's way to write one request's answer."""
+
+    def chunks(self, event: Event) -> Iterable[msgspec.Struct]:
+        """Events of the stream for one event of the service."""
+        ...
+
+    def last_chunk(self, usage: Usage) -> msgspec.Struct | None:
+        """One more before the end of the stream."""
+        ...
+
+    def answer(self, collected: Collected) -> msgspec.Struct:
+        """The answer without a stream."""
+        ...
+
+
+async def admitted(request: Request, model: type[Body], context: Context) -> tuple[Body, RequestRecord]:
+    """The body of a request that may generate. Raises RequestError."""
+    context.lifecycle.admit()
+    record = record_of(request.scope)
+    body = decode(await read_body(request, max_mb=context.config.max_body_mb), model)
+    record.begin_generation(is_stream=bool(body.stream))
+    context.check_model(body.model)
+    return body, record
+
+
+async def respond(
+    request: Request, context: Context, *, start: Callable[[], Coroutine[Any, Any, EventStream]], encoder: Encoder
+) -> Response:
+    """Answer with what `start` begins. Raises RequestError; ClientDisconnect when nobody waits any more."""
+    return await while_connected(request.receive, _respond(record_of(request.scope), context, start(), encoder))
+
+
+async def _respond(
+    record: RequestRecord, context: Context, starting: Coroutine[Any, Any, EventStream], encoder: Encoder
+) -> Response:
+    events = await starting
+    is_handed_on = False
+    try:
+        if not record.is_stream:
+            collected = await collect(observed(events, record, context.metrics))
+            return Response(msgspec.json.encode(encoder.answer(collected)), media_type="application/json")
+        keepalive_s = context.config.keepalive_interval
+        await events.ready(keepalive_s)
+        frames = guarded(_frames(events, record, context, encoder), record)
+        is_handed_on = True
+        return EventResponse(frames, close=events.aclose, keepalive_s=keepalive_s)
+    finally:
+        if not is_handed_on:
+            await events.aclose()
+
+
+async def _frames(
+    events: EventStream, record: RequestRecord, context: Context, encoder: Encoder
+) -> AsyncGenerator[bytes, None]:
+    usage = Usage()
+    async for event in observed(events, record, context.metrics):
+        data = b"".join(map(frame, encoder.chunks(event)))
+        if data:
+            yield data
+        if isinstance(event, Finish):
+            usage = added(usage, event.usage)
+    last = encoder.last_chunk(usage)
+    yield (frame(last) if last is not None else b"") + DONE

@@ -1,0 +1,175 @@
+"""What the OpenAI dialect answers. Encoded by msgspec: these records are built for every streamed piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """What the generated tokens were."""
+
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
+class UsageAnswer(msgspec.Struct, frozen=True):
+    """Token counts of a request, over all its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class TopLogprobAnswer(msgspec.Struct, frozen=True):
+    """A likely token. `bytes` are its UTF-8 bytes as numbers."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobAnswer(msgspec.Struct, frozen=True):
+    """A generated token and the likely ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprobAnswer]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """One entry for each generated token."""
+
+    content: list[TokenLogprobAnswer]
+    refusal: None = None
+
+
+class ChatMessageAnswer(msgspec.Struct, frozen=True, tag_field="role", tag="assistant"):
+    """What the model said."""
+
+    content: str | None
+    refusal: None = None
+    annotations: list[Any] = []
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One answer. `finish_reason` is 'stop' or 'length'."""
+
+    index: int
+    message: ChatMessageAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatCompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag="chat.completion"):
+    """Answer of POST /v1/chat/completions without a stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageAnswer
+    system_fingerprint: str
+    service_tier: str = "default"
+
+
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a streamed piece adds to its choice's message."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    """A piece of one choice."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.completion.chunk"):
+    """One event of a streamed chat answer; `usage` is absent unless the stream includes it."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: UsageAnswer | UnsetType | None = UNSET
+
+
+class TextLogprobs(msgspec.Struct, frozen=True):
+    """One entry for each generated token; `text_offset` counts characters from the start of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    """One continuation, or a piece of one."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class CompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):
+    """Answer of POST /v1/completions, and each event of its stream."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: UsageAnswer | UnsetType | None = UNSET
+
+
+class ModelCard(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
+    """A model that this server serves."""
+
+    id: str
+    created: int
+    max_model_len: int | None
+    root: str
+    owned_by: str = "vllm-mlx"
+
+
+class ModelList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
+    """Answer of GET /v1/models."""
+
+    data: list[ModelCard]
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What went wrong. `param` is the dotted path of the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """Body of every error; `detail` repeats the message for clients that expect it there."""
+
+    error: ErrorDetail
+    detail: str

@@ -1,0 +1,78 @@
+"""Events of a completion request to OpenAI's chunks, and their fold to OpenAI's answer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from vllm_mlx.api.wire.answers import CompletionAnswer, TextChoice, TextLogprobs, UsageAnswer
+from vllm_mlx.api.wire.usage import AnswerHead, usage_answer
+from vllm_mlx.chat.collect import Collected
+from vllm_mlx.core.events import Event, Finish, TextDelta, TokenInfo, TopLogprob, Usage
+
+
+class CompletionEncoder:
+    """One request's answer. `include_usage` puts null in every chunk and the counts in one more at the end."""
+
+    def __init__(self, head: AnswerHead, *, has_logprobs: bool, include_usage: bool) -> None:
+        self._head = head
+        self._has_logprobs = has_logprobs
+        self._usage: UsageAnswer | msgspec.UnsetType | None = None if include_usage else msgspec.UNSET
+        self._offsets: defaultdict[int, int] = defaultdict(int)
+
+    def chunks(self, event: Event) -> Iterator[CompletionAnswer]:
+        """What to send for one event: nothing if it has no text, tokens or end."""
+        match event:
+            case TextDelta() if event.text or event.tokens:
+                logprobs = self._logprobs(event.choice, event.tokens) if event.tokens else None
+                yield self._chunk([TextChoice(event.choice, event.text, logprobs)])
+            case Finish():
+                yield self._chunk([TextChoice(event.choice, "", None, event.reason.value)])
+
+    def last_chunk(self, usage: Usage) -> CompletionAnswer | None:
+        """The chunk of counts, if the stream includes it."""
+        if self._usage is msgspec.UNSET:
+            return None
+        return msgspec.structs.replace(self._chunk([]), usage=usage_answer(usage))
+
+    def answer(self, collected: Collected) -> CompletionAnswer:
+        """The whole answer at once."""
+        choices = [
+            TextChoice(index, choice.text, self._logprobs(index, choice.tokens), choice.reason.value)
+            for index, choice in enumerate(collected.choices)
+        ]
+        return msgspec.structs.replace(self._chunk(choices), usage=usage_answer(collected.usage))
+
+    def _chunk(self, choices: list[TextChoice]) -> CompletionAnswer:
+        head = self._head
+        return CompletionAnswer(head.id, head.created, head.model, head.system_fingerprint, choices, self._usage)
+
+    def _logprobs(self, choice: int, tokens: Sequence[TokenInfo]) -> TextLogprobs | None:
+        """Offsets go on from where the choice's earlier tokens ended."""
+        if not self._has_logprobs:
+            return None
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets[choice])
+            self._offsets[choice] += _num_characters(token.bytes)
+        return TextLogprobs(
+            tokens=[_name(token) for token in tokens],
+            token_logprobs=[token.logprob for token in tokens],
+            top_logprobs=[{_name(top): top.logprob for top in token.top} for token in tokens],
+            text_offset=offsets,
+        )
+
+
+def _name(token: TokenInfo | TopLogprob) -> str:
+    """The token's text; if it is no whole characters then its bytes, so that different tokens differ."""
+    try:
+        return token.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+
+
+def _num_characters(data: bytes) -> int:
+    """Characters that begin in these bytes: all but UTF-8's continuation bytes."""
+    return sum(byte & 0xC0 != 0x80 for byte in data)

@@ -1,0 +1,142 @@
+"""Messages of the chat endpoint, and the way from them to `core.chat.Message`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from vllm_mlx.api.wire.base import WireModel, unsupported
+from vllm_mlx.core.chat import Message, TextPart, ToolCall
+from vllm_mlx.core.errors import InvalidRequest
+
+
+class TextContent(WireModel):
+    """A piece of text."""
+
+    type: Literal["text"]
+    """The kind of this part."""
+    text: str
+    """The text itself."""
+    cache_control: Any = None
+    """Accepted; equal prefixes are shared without it."""
+
+
+def _text_only(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise unsupported(f"has type '{kind[:40]}', but this model takes text only")
+    return part
+
+
+Content = str | list[Annotated[TextContent, BeforeValidator(_text_only)]]
+
+
+class SystemMessage(WireModel):
+    """Instructions for the model."""
+
+    role: Literal["system", "developer"]
+    """`developer` is the newer name of `system`."""
+    content: Content
+    """Text, or a list of text parts."""
+    name: str | None = None
+    """Name of the participant, for templates that show it."""
+
+
+class UserMessage(WireModel):
+    """What the user says."""
+
+    role: Literal["user"]
+    """`user`."""
+    content: Content
+    """Text, or a list of text parts."""
+    name: str | None = None
+    """Name of the participant, for templates that show it."""
+
+
+class FunctionCall(WireModel):
+    """Which function was called, and how."""
+
+    name: str
+    """Name of the function."""
+    arguments: str
+    """Its arguments, as JSON text."""
+
+
+class AssistantToolCall(WireModel):
+    """A call that the assistant made earlier."""
+
+    id: str
+    """Id that the tool's answer refers to."""
+    type: Literal["function"] = "function"
+    """Only functions."""
+    function: FunctionCall
+    """Which function was called, and how."""
+    index: int | None = None
+    """Accepted; the order of the list counts."""
+
+
+class AssistantMessage(WireModel):
+    """What the model said earlier."""
+
+    role: Literal["assistant"]
+    """`assistant`."""
+    content: Content | None = None
+    """Text, or a list of text parts; may be absent beside `tool_calls`."""
+    name: str | None = None
+    """Name of the participant, for templates that show it."""
+    refusal: str | None = None
+    """Stands for the content where there is none."""
+    reasoning_content: str | None = None
+    """What the model thought, for templates that show it."""
+    reasoning: str | None = None
+    """The same under another name."""
+    tool_calls: list[AssistantToolCall] | None = None
+    """Calls that the assistant made."""
+    annotations: list[Any] | None = None
+    """Accepted, as it comes back in replayed answers; not shown to the model."""
+    audio: None = None
+    """This model takes text only."""
+    function_call: None = None
+    """Deprecated by OpenAI; send `tool_calls`."""
+
+
+class ToolMessage(WireModel):
+    """What a tool answered."""
+
+    role: Literal["tool"]
+    """`tool`."""
+    content: Content
+    """Text, or a list of text parts."""
+    tool_call_id: str
+    """Id of the call that this answers."""
+    name: str | None = None
+    """Name of the tool, for templates that show it."""
+
+
+WireMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def to_message(wire: SystemMessage | UserMessage | AssistantMessage | ToolMessage, *, position: int) -> Message:
+    """One message in no dialect. Raises InvalidRequest if an assistant says nothing."""
+    content = _content(wire.content)
+    match wire:
+        case SystemMessage():
+            return Message("system", content, wire.name)
+        case UserMessage():
+            return Message("user", content, wire.name)
+        case ToolMessage():
+            return Message("tool", content, wire.name, tool_call_id=wire.tool_call_id)
+    content = wire.refusal if content is None else content
+    if content is None and not wire.tool_calls:
+        param = f"messages.{position}.content"
+        raise InvalidRequest(f"{param} is required, unless the assistant made tool_calls.", param=param)
+    calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in wire.tool_calls or ())
+    reasoning = wire.reasoning_content if wire.reasoning_content is not None else wire.reasoning
+    return Message("assistant", content, wire.name, reasoning=reasoning, tool_calls=calls)
+
+
+def _content(content: str | list[TextContent] | None) -> str | tuple[TextPart, ...] | None:
+    if isinstance(content, list):
+        return tuple(TextPart(part.text) for part in content)
+    return content

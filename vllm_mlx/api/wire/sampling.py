@@ -1,0 +1,115 @@
+"""Fields that every generating endpoint of the OpenAI dialect shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from vllm_mlx.api.wire.base import WireModel
+from vllm_mlx.core.errors import InvalidRequest
+from vllm_mlx.core.sampling import SamplingParams, merge
+
+MAX_STOP_STRINGS = 16
+
+_OWN_NAMES = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+    "min_tokens",
+    "ignore_eos",
+)
+
+
+class StreamOptions(WireModel):
+    """How a stream is sent."""
+
+    include_usage: bool | None = None
+    """Send one more chunk before `[DONE]`, with token counts and no choices."""
+    include_obfuscation: bool | None = None
+    """Accepted; this server never pads its chunks."""
+
+
+class GenerationBody(WireModel):
+    """Sampling, streaming and bookkeeping fields."""
+
+    model: str | None = None
+    """Served name, model argument, or `default`; the served model if absent."""
+    stream: bool | None = None
+    """Send the answer as server-sent events while it is generated."""
+    stream_options: StreamOptions | None = None
+    """Needs `stream: true`."""
+    n: int | None = None
+    """Number of choices for each prompt, 1 to 128."""
+    temperature: float | None = None
+    """0 to 2; 0 takes the most likely token. Applied before the filters top_k, top_p and min_p."""
+    top_p: float | None = None
+    """Keep the most likely tokens whose probabilities add up to this; above 0, at most 1."""
+    top_k: int | None = None
+    """Keep this many of the most likely tokens; 0 or -1 keeps all."""
+    min_p: float | None = None
+    """Drop tokens less likely than this fraction of the most likely one; 0 to 1."""
+    repetition_penalty: float | None = None
+    """Divide (positive) or multiply (negative) logits of tokens seen in prompt or output; 1 is off."""
+    frequency_penalty: float | None = None
+    """Subtracted from a token's logit for each time it was generated; -2 to 2."""
+    presence_penalty: float | None = None
+    """Subtracted from the logit of each token that was generated; -2 to 2."""
+    logit_bias: dict[str, float] | None = None
+    """Token id (as text) to a value added to its logit, -100 to 100."""
+    seed: int | None = None
+    """The same seed and request give the same tokens."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens to generate."""
+    min_tokens: int | None = None
+    """No end of sequence before this many tokens."""
+    ignore_eos: bool | None = None
+    """Go on to max_tokens whatever the model says."""
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    """Text, or up to 16 texts, at which generation ends; the text itself is not returned."""
+    stop_token_ids: list[int] | None = None
+    """Tokens at which generation ends."""
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which the request is given up; the server's --timeout if absent."""
+    user: str | None = None
+    """Accepted; not used."""
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk of token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def check_stream_options(self) -> None:
+        """Raise InvalidRequest for stream options without a stream."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+
+    def sampling(self, defaults: Mapping[str, Any], *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """What was given, over the server's defaults. Raises InvalidRequest for a value out of range."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in _OWN_NAMES}
+        given["max_tokens"], given["logprobs"] = max_tokens, logprobs
+        given["logit_bias"] = token_bias(self.logit_bias)
+        given["stop"] = (self.stop,) if isinstance(self.stop, str) else _tuple(self.stop)
+        given["stop_token_ids"] = _tuple(self.stop_token_ids)
+        return merge(given, defaults)
+
+
+def token_bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
+    """Token ids as numbers. Raises InvalidRequest for a key that is none."""
+    if given is None:
+        return None
+    for key in given:
+        if not (key.isascii() and key.isdigit()):
+            raise InvalidRequest("logit_bias must have token ids (whole numbers) as keys.", param=f"logit_bias.{key}")
+    return {int(key): value for key, value in given.items()}
+
+
+def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)
