@@ -137,8 +137,12 @@ class Tokenizer:
             if self._backend.token_to_id(added.content) is not None:
                 continue
             self._backend.add_tokens([tokenizers.AddedToken(added.content, special=added.special, normalized=False)])
-            if self._backend.token_to_id(added.content) != added.id:
-                raise ModelError(f"tokenizer_config.json adds {added.content!r} as token {added.id}, which is taken.")
+            found = self._backend.token_to_id(added.content)
+            if found != added.id:
+                raise ModelError(
+                    f"tokenizer_config.json gives {added.content!r} the id {added.id}, but after the tokens of "
+                    f"tokenizer.json it would get {found}: make the two files agree."
+                )
 
     def _set_post_processor(self) -> None:
         """An explicit `add_bos_token` or `add_eos_token` replaces the tokenizer's own rule, as in transformers 5."""
