@@ -21,7 +21,7 @@ from vllm_mlx.core.errors import (
     RequestTimeout,
     ServerBusy,
 )
-from vllm_mlx.core.events import Finish, TextDelta
+from vllm_mlx.core.events import TextDelta
 from vllm_mlx.core.messages import EngineState, FinishReason
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine.thread import ThreadEngine
@@ -223,16 +223,6 @@ async def test_full_queue_is_refused_before_the_first_event(serve: Serve, byte_l
             await second.ready(5.0)
         await second.aclose()
         assert isinstance(await anext(first), TextDelta)
-
-
-async def test_ready_waits_no_longer_than_told(serve: Serve, byte_level: Tokenizer) -> None:
-    server = await serve(Answer(byte_level.encode("a", add_special_tokens=False)), step_s=0.1)
-    async with await server.service.chat(chat()) as events:
-        assert not await events.ready(0.001)
-        assert await events.ready(10.0)
-        assert isinstance(await anext(events), TextDelta)
-        assert isinstance([event async for event in events][-1], Finish)
-        assert await events.ready(0.001)
 
 
 async def test_long_input_leaves_the_event_loop_free(serve: Serve) -> None:

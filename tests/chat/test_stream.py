@@ -129,8 +129,9 @@ async def test_stop_string_aborts_only_its_own_sequence(byte_level: Tokenizer) -
 async def test_outputs_that_nobody_reads_yet_are_kept(byte_level: Tokenizer) -> None:
     engine = ScriptedEngine(a=[output(byte_level, "x"), output(byte_level, "y", FinishReason.LENGTH)])
     async with stream(engine, byte_level, "a", timeout_s=30.0) as events:
-        while not engine.closed:
+        for _ in range(10):
             await asyncio.sleep(0)
+        assert engine.closed == ["a"]
         assert len(await read(events)) == 3
         assert await read(events) == []
 
@@ -140,6 +141,13 @@ async def test_timeout_comes_after_the_events_before_it(byte_level: Tokenizer) -
         assert await anext(events) == TextDelta(0, "x")
         with pytest.raises(RequestTimeout):
             await anext(events)
+
+
+async def test_ready_waits_no_longer_than_told(byte_level: Tokenizer) -> None:
+    async with stream(ScriptedEngine(a=[output(byte_level, "x"), None]), byte_level, "a") as events:
+        assert await events.ready()
+        assert await anext(events) == TextDelta(0, "x")
+        assert not await events.ready(0.001)
 
 
 async def test_closing_before_the_start_submits_nothing(byte_level: Tokenizer) -> None:
