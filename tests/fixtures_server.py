@@ -29,7 +29,7 @@ TIMEOUT_S = 30.0
 async def until(holds: Callable[[], object]) -> None:
     """Wait for something that nobody announces."""
     async with asyncio.timeout(TIMEOUT_S):
-        while not holds():
+        while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 

@@ -52,7 +52,8 @@ class Lifecycle:
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no request is open; whether that came about in time."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True
