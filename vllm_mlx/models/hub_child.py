@@ -12,15 +12,19 @@ import os
 import sys
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tqdm import tqdm  # type: ignore[import-untyped]
+
+from vllm_mlx.models.hub_files import Meter, fetch_large_files
+
+CHUNK_BYTES = 1 << 18
 
 
 def report(**values: Any) -> None:
@@ -29,29 +33,18 @@ def report(**values: Any) -> None:
     sys.stdout.flush()
 
 
-class ReportingBar(tqdm):  # type: ignore[misc]
-    """A progress bar that shows nothing and reports the bytes that are on disk."""
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Called by tqdm now and then, from the thread that made progress."""
-        if self.unit == "B" and not str(self.desc).startswith("Download"):
-            report(done=int(self.n), total=int(self.total or 0))
-
-    def close(self) -> None:
-        """Nothing is drawn, so nothing is to be cleared."""
-        self.disable = True
-
-
 def run(job: dict[str, Any]) -> None:
     """Download, and report the folder or what kind of failure it was."""
+    # The library counts and keeps bytes by the chunk; with its 10 MB a slow line would look like a dead one.
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     try:
-        path = snapshot_download(**job, tqdm_class=ReportingBar)
+        report(path=_download(job))
     except GatedRepoError as error:
-        report(kind="gated", reason=str(error))
+        report(kind="gated", reason=_first_line(error))
     except RepositoryNotFoundError as error:
-        report(kind="not_found", reason=str(error))
+        report(kind="not_found", reason=_first_line(error))
     except RevisionNotFoundError as error:
-        report(kind="revision", reason=str(error))
+        report(kind="revision", reason=_first_line(error))
     except LocalEntryNotFoundError as error:
         report(**_not_cached(error, job))
     except HfHubHTTPError as error:
@@ -60,8 +53,19 @@ def run(job: dict[str, Any]) -> None:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
         report(kind="disk" if full else "network", reason=_first_line(error))
-    else:
-        report(path=path)
+
+
+def _download(job: dict[str, Any]) -> str:
+    meter = Meter(0, lambda done, total: report(done=done, total=total))
+    if not job["local_files_only"]:
+        try:
+            files = snapshot_download(**job, dry_run=True, tqdm_class=meter.bar_class())
+        except DryRunError:  # the hub does not answer: what is in the cache may do, and else the next call says why
+            files = []
+        meter.total = sum(file.file_size or 0 for file in files if file.will_download)
+        fetch_large_files(job["repo_id"], files, meter)
+    path: str = snapshot_download(**job, tqdm_class=meter.bar_class())
+    return path
 
 
 def _not_cached(error: LocalEntryNotFoundError, job: dict[str, Any]) -> dict[str, str]:

@@ -55,7 +55,10 @@ def _pip(folder: Path) -> list[str]:
         return [sys.executable, "-m", "pip"]
     environment = folder / "pip"
     for command in _environment_makers(environment):
-        made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        try:
+            made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        except OSError:  # it cannot be run: the next one may
+            continue
         if made.returncode == 0:
             return [str(environment / "bin" / "python"), "-m", "pip"]
     raise ModelError(

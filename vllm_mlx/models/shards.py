@@ -5,6 +5,7 @@ Format: https://github.com/huggingface/safetensors#format (8 bytes of header len
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from collections.abc import Callable
@@ -112,7 +113,7 @@ def _split(tensors: list[Tensor], max_shard_bytes: int) -> list[list[Tensor]]:
 
 
 def _write(path: Path, tensors: list[Tensor], arrays: dict[str, np.ndarray]) -> None:
-    from safetensors import TensorSpec, serialize_file
+    from safetensors import SafetensorError, TensorSpec, serialize_file
 
     specs = {}
     for tensor in tensors:
@@ -122,5 +123,8 @@ def _write(path: Path, tensors: list[Tensor], arrays: dict[str, np.ndarray]) -> 
         specs[tensor.name] = TensorSpec(
             dtype=tensor.dtype, shape=list(tensor.shape), data_ptr=array.ctypes.data, data_len=array.nbytes
         )
-    serialize_file(specs, str(path), {"format": "mlx"})
+    try:
+        serialize_file(specs, str(path), {"format": "mlx"})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
     path.chmod(0o644)  # the library makes it private, but a cache may be shared
