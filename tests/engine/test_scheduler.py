@@ -16,6 +16,7 @@ from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.kv.blocks import page_name
 from vllm_mlx.testing.fake import FakeRunner
 
 PAGE = 4
@@ -320,6 +321,15 @@ def test_youngest_is_preempted_when_pages_run_out() -> None:
     assert (stats.num_preemptions, stats.num_running, stats.num_waiting) == (1, 1, 1)
 
 
+def test_nobody_is_admitted_in_a_step_that_preempts() -> None:
+    s = crowded()
+    s.submit(submit("urgent", 1, priority=1))
+    step = plan(s)
+    assert (step.released, step.new) == ((1,), ())
+    commit(s, step)
+    assert [new.num_prompt for new in plan(s).new] == [1]
+
+
 def test_lowest_priority_is_preempted_first() -> None:
     s = scheduler(num_pages=5)
     s.submit(submit("old", 4))
@@ -422,6 +432,18 @@ def test_stats_count_tokens_steps_and_pages() -> None:
     assert (stats.num_running, stats.num_waiting) == (1, 1)
     assert (stats.num_steps, stats.num_tokens) == (3, 8)
     assert (stats.pages_used, stats.pages_free) == (2, 7)
+
+
+def test_full_pages_are_named_by_their_tokens_and_salt() -> None:
+    s = scheduler()
+    asked = submit("a", 7)
+    s.submit(msgspec.structs.replace(asked, prompt=Prompt(asked.prompt.token_ids, salt=b"tenant")))
+    first = page_name(b"", (1, 2, 3, 4), salt=b"tenant")
+    second = page_name(first, (5, 6, 7, 50), salt=b"tenant")
+    advance(s)
+    assert (s._kv.find(first), s._kv.find(second)) == (1, None)
+    advance(s)
+    assert s._kv.find(second) == 2
 
 
 def test_model_without_pages_has_empty_tables() -> None:

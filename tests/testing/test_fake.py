@@ -80,6 +80,15 @@ def test_place_that_was_never_written_is_not_read() -> None:
         run(runner, 1, decodes=(DecodeRow(0, 3, (4, 2)),))
 
 
+def test_tokens_of_an_earlier_sequence_are_not_read() -> None:
+    runner = small()
+    started(runner, 1, 2, 3, 4, pages=(1, 2, 3))
+    row = PrefillRow(1, 0, (9,), (1, 4), True)
+    run(runner, 1, released=(0,), new=(new(1, 9),), prefills=(row,))
+    with pytest.raises(ContractError, match="page 1 is read where nothing was written"):
+        run(runner, 2, new=(new(2, 1, 2, 7),), prefills=(PrefillRow(2, 2, (7,), (1, 4), True),))
+
+
 def test_results_come_decodes_first() -> None:
     runner = small(script=total)
     assert started(runner, 1, 2, pages=(1, 2)) == 3
@@ -156,6 +165,7 @@ VIOLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "short table": ("too short", {"decodes": (DecodeRow(0, 3, (1,)),)}),
     "page 0": ("out of range", {"decodes": (DecodeRow(0, 3, (0, 2)),)}),
     "page out of range": ("out of range", {"decodes": (DecodeRow(0, 3, (1, 8)),)}),
+    "swapped page": ("page 4 is written behind a gap", {"decodes": (DecodeRow(0, 3, (1, 4)),)}),
     "page twice": ("twice in one table", {"decodes": (DecodeRow(0, 3, (1, 1)),)}),
     "slot taken": ("without having been released", {"new": (new(0, 1),)}),
     "unknown slot": ("slot 3 holds no sequence", {"decodes": (DecodeRow(3, 0, (1,)),)}),

@@ -199,7 +199,7 @@ class Scheduler:
         draft = _Draft()
         num_preemptions = self._num_preemptions
         self._plan_decodes(draft)
-        # Pages just taken from a running sequence are not for a newcomer.
+        # A preempted sequence may have a token in flight: nobody is admitted before that has arrived.
         waiting = self._waiting if num_preemptions == self._num_preemptions else []
         self._plan_prefills(draft, waiting)
         if not draft.rows and (self._running or not self._released):

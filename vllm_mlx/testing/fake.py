@@ -96,7 +96,7 @@ class FakeRunner:
         self._script = script
         self._step_s = step_s
         self._slots: dict[int, _Slot] = {}
-        self._pages: dict[int, list[int | None]] = {}
+        self._pages: dict[int, list[int]] = {}
         self._users: dict[int, set[int]] = {}
         self._launched: deque[_Handle] = deque()
         self._last_number = -1
@@ -247,10 +247,13 @@ class FakeRunner:
             return
         size = self._info.cache.page_size
         expect(len(slot.page_ids) * size >= slot.num_cached, f"slot {slot.number}: the page table is too short")
-        for position, token in enumerate(token_ids, start):
-            page, offset = slot.page_ids[position // size], position % size
+        for index in range(start // size, -(-slot.num_cached // size)):
+            page, first = slot.page_ids[index], max(start, index * size)
             expect(self._users[page] == {slot.number}, f"page {page} is written by slot {slot.number} while shared")
-            self._pages.setdefault(page, [None] * size)[offset] = token
+            # What an earlier sequence left behind the new tokens is gone, so that reading it is noticed.
+            held = self._pages.get(page, [])[: first % size]
+            expect(len(held) == first % size, f"page {page} is written behind a gap")
+            self._pages[page] = held + list(token_ids[first - start : (index + 1) * size - start])
 
     def _read(self, slot: _Slot, num_tokens: int) -> tuple[int, ...]:
         """The first `num_tokens` tokens, as the cache has them."""
@@ -259,10 +262,10 @@ class FakeRunner:
         size = self._info.cache.page_size
         found: list[int] = []
         for page in slot.page_ids[: -(-num_tokens // size)]:
-            tokens = self._pages.get(page, [None])[: num_tokens - len(found)]
-            written = [token for token in tokens if token is not None]
-            expect(len(written) == min(size, num_tokens - len(found)), f"page {page} is read where nothing was written")
-            found += written
+            wanted = min(size, num_tokens - len(found))
+            tokens = self._pages.get(page, [])[:wanted]
+            expect(len(tokens) == wanted, f"page {page} is read where nothing was written")
+            found += tokens
         return tuple(found)
 
     # ---- the sampler ----
