@@ -122,9 +122,9 @@ class Scheduler:
 
     def submit(self, submit: Submit) -> None:
         """Queue a sequence, or say in its only output why it cannot be served."""
-        refusal = self._refuse(submit)
-        if refusal:
-            self._outputs.append(Output(submit.request_id, finish=FinishReason.ERROR, message=refusal))
+        message = self._refuse(submit)
+        if message:
+            self._outputs.append(Output(submit.request_id, finish=FinishReason.ERROR, message=message))
             return
         # Resumed sequences were admitted before: a restart must not turn them away.
         if not submit.resume_token_ids and len(self._sequences) >= self._max_sequences:
