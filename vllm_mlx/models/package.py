@@ -87,8 +87,10 @@ def _run(command: list[str], temporary: Path, *, watch: tuple[Path, Package], pr
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
         try:
+            most = 0
             while True:
-                progress(text, min(_size_bytes(folder) / package.size_bytes, 1.0))
+                most = max(most, _size_bytes(folder))  # pip moves the file away when it has all of it
+                progress(text, min(most / package.size_bytes, 1.0))
                 try:
                     process.wait(timeout=0.2)
                     break
