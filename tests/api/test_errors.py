@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -146,7 +148,7 @@ async def test_health_tells_that_the_engine_is_gone(failing: Parts) -> None:
 
 async def test_large_body_is_413(serve: Callable[..., LiveServer]) -> None:
     server = serve(Config(model="m", max_body_mb=1))
-    big = b'{"messages": "' + b"x" * (1024 * 1024) + b'"}'
+    big = b'{"messages": "' + b"x" * (8 * 1024 * 1024) + b'"}'
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(big), 65536):
@@ -157,3 +159,12 @@ async def test_large_body_is_413(serve: Callable[..., LiveServer]) -> None:
             assert "--max-body-mb" in error_of(await client.post(CHAT, content=content), 413)["message"]
         fits = {**BODY, "user": "x" * 1000_000}
         assert (await client.post(CHAT, json=fits)).status_code == 200
+
+
+def test_client_that_sends_all_before_it_reads_gets_the_413(serve: Callable[..., LiveServer]) -> None:
+    server = serve(Config(model="m", max_body_mb=1))
+    request = urllib.request.Request(server.url + CHAT, data=b"x" * (8 * 1024 * 1024))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    with caught.value as answer:
+        assert answer.code == 413

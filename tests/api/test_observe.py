@@ -73,3 +73,10 @@ async def test_every_answer_is_named(client: httpx.AsyncClient) -> None:
 async def test_clients_name_is_kept_if_it_is_sane(client: httpx.AsyncClient, given: str, is_kept: bool) -> None:
     answer = await client.get("/health", headers={"X-Request-Id": given})
     assert (answer.headers["x-request-id"] == given) is is_kept
+
+
+async def test_unknown_path_is_logged_on_one_line(client: httpx.AsyncClient, lines: Lines) -> None:
+    await client.get("/nothing%0Ahere" + "x" * 500)
+    message = lines()[-1].getMessage()
+    assert message.startswith("/nothing%0Ahere")
+    assert len(message) < 200

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from starlette.requests import Request
 
 from vllm_mlx.core.errors import PayloadTooLarge
 
 MIB = 1024 * 1024
+_MAX_DISCARDED = 128 * MIB
+_DISCARD_S = 5.0
 
 
 async def read_body(request: Request, *, max_mb: int) -> bytes:
@@ -14,13 +19,28 @@ async def read_body(request: Request, *, max_mb: int) -> bytes:
     max_bytes = max_mb * MIB
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
+        if int(announced) <= _MAX_DISCARDED:
+            await _discard(request)
         raise _too_large(max_mb)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
+            await _discard(request)
             raise _too_large(max_mb)
     return bytes(body)
+
+
+async def _discard(request: Request) -> None:
+    """Read on for a while without keeping anything: most clients look for an answer only when they have sent all."""
+    num_bytes = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while num_bytes < _MAX_DISCARDED:
+                message = await request.receive()
+                num_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _too_large(max_mb: int) -> PayloadTooLarge:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +22,7 @@ from vllm_mlx.core.events import Event, Finish, TextDelta
 _log = log.get_logger("request")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _KEY = "vllm_mlx.record"
+_MAX_LOGGED_PATH = 100
 CLIENT_GONE = 499
 """Status of a request whose client left before the answer; nginx's number, never sent."""
 UNKNOWN = "unknown"
@@ -90,16 +92,17 @@ class Observe:
             with self._lifecycle.open_request():
                 await self._app(scope, receive, send_named)
         finally:
-            self._report(record, endpoint_of(scope))
+            self._report(record, endpoint_of(scope), path=scope["path"])
 
-    def _report(self, record: RequestRecord, endpoint: str) -> None:
+    def _report(self, record: RequestRecord, endpoint: str, *, path: str) -> None:
         elapsed_s = time.monotonic() - record.started
         self._metrics.requests.labels(endpoint, record.status).inc()
         if record.is_generation:
             self._metrics.duration.labels(endpoint).observe(elapsed_s)
         level = logging.INFO if record.is_generation or record.error else logging.DEBUG
         if _log.isEnabledFor(level):
-            _log.log(level, endpoint, extra=_line(record, elapsed_s))
+            shown = endpoint if endpoint != UNKNOWN else quote(path[:_MAX_LOGGED_PATH])
+            _log.log(level, shown, extra=_line(record, elapsed_s))
 
 
 def new_record(client_id: str | None) -> RequestRecord:
