@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from vllm_mlx.core.config import Config
@@ -27,7 +28,7 @@ from vllm_mlx.core.messages import (
 )
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
-from vllm_mlx.core.step import ProgressCallback, Runner, RunnerFactory, Step, StepResult
+from vllm_mlx.core.step import ProgressCallback, Runner, RunnerFactory, RunnerInfo, Step, StepResult
 from vllm_mlx.engine.engine import Engine
 from vllm_mlx.testing.fake import FakeRunner, fake_factory
 
@@ -43,20 +44,19 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
 
 
 class ScriptedInbox:
-    """Each call gives the next batch; when there is no more and the engine would wait, Shutdown."""
+    """Each call gives the next batch, a wait the next that is not empty; waiting for ever with none left, Shutdown."""
 
     def __init__(self, *batches: list[ToEngine]) -> None:
         self._batches = list(batches)
         self.num_waits = 0
 
     def receive(self, timeout_s: float | None) -> list[ToEngine]:
-        waits = timeout_s is None
-        self.num_waits += waits
+        self.num_waits += timeout_s is None
         while self._batches:
             batch = self._batches.pop(0)
-            if batch or not waits:
+            if batch or timeout_s == 0:
                 return batch
-        return [Shutdown()] if waits else []
+        return [Shutdown()] if timeout_s is None else []
 
 
 class ListOutbox:
@@ -140,12 +140,23 @@ def test_next_step_is_launched_before_the_last_is_collected() -> None:
     calls: list[str] = []
     run([submit("a", max_tokens=3)], factory=lambda progress: Recorder(calls, script=count_up))
     assert calls == [
-        "idle",
         *("launch 0", "launch 1", "collect 0", "launch 2", "collect 1", "collect 2"),
         *("launch 3", "collect 3"),  # tells the runner that the slot is free
         "idle",
         "close",
     ]
+
+
+def test_steps_that_do_not_overlap_are_collected_at_once() -> None:
+    class Synchronous(Recorder):
+        @property
+        def info(self) -> RunnerInfo:
+            return msgspec.structs.replace(super().info, overlaps=False)
+
+    calls: list[str] = []
+    messages, _, _ = run([submit("a", max_tokens=3)], factory=lambda progress: Synchronous(calls, script=count_up))
+    assert calls[:6] == ["launch 0", "collect 0", "launch 1", "collect 1", "launch 2", "collect 2"]
+    assert tokens_of(messages, "a") == [21, 22, 23]
 
 
 def test_aborted_sequence_says_nothing_more() -> None:
@@ -159,7 +170,7 @@ def test_idle_engine_waits_and_says_so_once() -> None:
     messages, engine, inbox = run([submit("a")], [], [], [], [], [], [], [Abort("x")], [Abort("y")])
     idle = [m for m in messages if isinstance(m, Stats) and not m.busy]
     assert [(m.num_steps, m.pages_used) for m in idle] == [(0, 0), (4, 0)]
-    assert inbox.num_waits == 4
+    assert inbox.num_waits == 2
     assert engine.stats == idle[-1]
     assert engine.step_started_at is None
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tiny_models import config_of
 
-from tests.runner.architectures import config_of
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
 from vllm_mlx.runner import blas
@@ -60,7 +60,7 @@ def open_runner(tiny_model: Callable[[str], Path]) -> Iterator[Callable[..., Run
 
     def open_(name: str, **settings: object) -> Runner:
         config = Config(model=name, **{"num_pages": 64, **settings})
-        opened.append(create_runner_factory(tiny_model(name), config)(lambda text, fraction=None: None))
+        opened.append(create_runner_factory(tiny_model(name), config)(lambda *_: None))
         return opened[-1]
 
     yield open_

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from driven import assert_same, prompts, run, run_alone, submit
+from tiny_models import ARCHITECTURES
 
-from tests.runner.architectures import ARCHITECTURES
-from tests.runner.drive import assert_same, prompts, run, run_alone, submit
 from vllm_mlx import families
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mlx.core as mx
+from driven import assert_same, prompts, run, run_alone, submit
 
-from tests.runner.drive import assert_same, prompts, run, run_alone, submit
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
 

@@ -28,6 +28,8 @@ from vllm_mlx.engine.scheduler import Scheduler
 log = get_logger("engine")
 
 STATS_INTERVAL_S = 0.25
+REST_AFTER_S = 2.0
+"""The next request of a conversation comes soon; memory dropped before would have to be asked for again."""
 
 
 class Inbox(Protocol):
@@ -90,18 +92,18 @@ class Engine:
 
     def _loop(self) -> None:
         """While step N is computed, step N + 1 is planned and launched; only then are N's tokens waited for."""
+        overlaps = self._runner.info.overlaps
         while self._receive():
             launched = self._launch()
+            if not overlaps:
+                self._in_flight, launched = launched, None
             self._collect()
             self._in_flight = launched
             self._tell()
 
     def _receive(self) -> bool:
         """Take messages in, waiting for one if there is nothing else to do; False when the engine is to end."""
-        is_idle = self._in_flight is None and not self._scheduler.has_work
-        if is_idle:
-            self._rest()
-        for message in self._inbox.receive(None if is_idle else 0):
+        for message in self._inbox.receive(0) if self._is_busy else self._rest():
             match message:
                 case Submit():
                     self._scheduler.submit(message)
@@ -136,17 +138,23 @@ class Engine:
         if time.monotonic() - self._stats_sent_at >= STATS_INTERVAL_S:
             self._send_stats()
 
-    def _rest(self) -> None:
-        """Nothing to do: drop temporary memory and say so, once."""
-        if self._is_resting:
-            return
-        self._is_resting = True
-        self._runner.idle()
-        self._send_stats()
+    @property
+    def _is_busy(self) -> bool:
+        return self._in_flight is not None or self._scheduler.has_work
+
+    def _rest(self) -> list[ToEngine]:
+        """Nothing to do: say so, wait for messages, and drop temporary memory if none come for a while."""
+        if not self._is_resting:
+            self._is_resting = True
+            self._send_stats()
+            if messages := self._inbox.receive(REST_AFTER_S):
+                return messages
+            self._runner.idle()
+        return self._inbox.receive(None)
 
     def _send_stats(self) -> None:
-        busy = self._in_flight is not None
-        self.stats = msgspec.structs.replace(self._scheduler.stats(), memory=self._runner.memory(), busy=busy)
+        memory, busy = self._runner.memory(), self._is_busy
+        self.stats = msgspec.structs.replace(self._scheduler.stats(), memory=memory, busy=busy)
         self._stats_sent_at = time.monotonic()
         self._outbox.send(self.stats)
 

@@ -1,4 +1,4 @@
-"""Configurations of tiny, randomly initialised models: two layers of every kind of cache and attention that we serve."""
+"""Configurations of tiny, randomly initialised models: every kind of cache and attention that we serve."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tests.runner.architectures import VOCAB_SIZE
+from tiny_models import VOCAB_SIZE
+
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.prompt import Prompt
