@@ -75,7 +75,9 @@ def test_every_type_keeps_its_values_exactly(make_gguf: MakeGguf, tmp_path: Path
     assert ("quantization" not in config) == is_plain
     stored = {"F32": "float32", "BF16": "bfloat16"}.get(kind, "float16")
     assert config["torch_dtype"] == stored
-    assert str(made["model.norm.weight"].dtype) == "mlx.core.float32"
+    assert str(made["model.norm.weight"].dtype) == f"mlx.core.{stored}"  # all ones: every type holds them
+    inexact = made["model.layers.0.input_layernorm.weight"]
+    np.testing.assert_array_equal(np.array(inexact), expected["blk.0.attn_norm.weight"])
     if is_plain:
         assert str(made["lm_head.weight"].dtype) == f"mlx.core.{stored}"
 

@@ -70,6 +70,18 @@ def plain(raw: np.ndarray, type_name: str) -> np.ndarray:
     return np.ascontiguousarray(raw).view({"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[type_name])
 
 
+def narrowed(values: np.ndarray, dtype: str) -> np.ndarray | None:
+    """float32 `values` as float16 or bfloat16 (uint16 bits), or None if that would change one of them."""
+    import numpy as np
+
+    if dtype == "bfloat16":
+        bits = values.view("<u4")
+        return None if (bits & 0xFFFF).any() else (bits >> 16).astype("<u2")
+    with np.errstate(over="ignore"):
+        half = values.astype("<f2")
+    return half if np.array_equal(half.astype("<f4"), values) else None
+
+
 def _dequantize_q6_k(raw: np.ndarray) -> np.ndarray:
     """Blocks of 256: 4 low bits of each value, 2 high bits, a signed scale per 16 values, one float16 factor."""
     import numpy as np

@@ -47,7 +47,7 @@ def convert(file: GgufFile, folder: Path, *, progress: ProgressCallback) -> None
     vocabulary = read_vocabulary(file)
     if len(vocabulary.tokens) > config["vocab_size"]:
         raise file.refuse(f"has {len(vocabulary.tokens)} tokens, but embeddings for {config['vocab_size']} only.")
-    tensors = [tensor for place in places for tensor in _tensors(file, place)]
+    tensors = [tensor for place in places for tensor in _tensors(file, place, config["torch_dtype"])]
     _check_space(folder, sum(tensor.size_bytes for tensor in tensors))
     write_shards(folder, tensors, written=functools.partial(progress, f"converting {file.path.name}"))
     write_tokenizer(vocabulary, folder, max_length=config["max_position_embeddings"])
@@ -64,9 +64,17 @@ def _folder_name(file: GgufFile) -> str:
     return f"{stem}-{digest.hexdigest()[:12]}-v{FORMAT}"
 
 
-def _tensors(file: GgufFile, place: Placement) -> list[Tensor]:
-    """The arrays that one GGUF tensor becomes: three if it stays quantised, else one."""
+def _tensors(file: GgufFile, place: Placement, dtype: str) -> list[Tensor]:
+    """The arrays that one GGUF tensor becomes: three if it stays quantised, else one.
+
+    Vectors are float32 in most files, and one such vector makes MLX compute in float32: they take the matrices'
+    type where that changes no value.
+    """
     info = place.info
+    if len(info.shape) == 1 and dtype != "float32" and info.type_name == "F32":
+        values = blocks.narrowed(_load(file, place, place.parameter).ravel(), dtype)
+        if values is not None:
+            return [Tensor(f"{place.module}.{place.parameter}", dtype, info.shape, lambda: values)]
     if _is_quantized(info):
         rows, columns = info.shape
         groups, bits = columns // blocks.GROUP_SIZE, blocks.BITS[info.type_name]
