@@ -37,26 +37,26 @@ def backend(folder: Path) -> tokenizers.Tokenizer:
     return write_tokenizer(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runner_options(backend: tokenizers.Tokenizer) -> dict[str, Any]:
     """How the fake model behaves; it never ends by itself."""
     return {"script": WordScript(backend), "vocab_size": backend.get_vocab_size(), "max_model_len": 512}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config() -> Config:
     """The server's settings."""
     return Config(model="/models/fake", served_model_name=MODEL, engine="thread")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def parts(folder: Path, config: Config, runner_options: dict[str, Any]) -> AsyncIterator[Parts]:
     """A running server in memory."""
     async with running(folder, config, **runner_options) as found:
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def client(parts: Parts) -> AsyncIterator[httpx.AsyncClient]:
     """A client of `parts`."""
     async with client_of(parts.app) as found:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from fixtures_server import Parts, client_of
 
 from vllm_mlx import __version__
+from vllm_mlx.api.app import create_app
 
 pytestmark = pytest.mark.anyio
 
@@ -49,13 +51,7 @@ async def test_version_is_the_packages(client: httpx.AsyncClient) -> None:
     assert (await client.get("/")).json()["version"] == __version__
 
 
-async def test_apps_share_nothing(client: httpx.AsyncClient, parts: object) -> None:
-    """Two apps in one process have their own metrics."""
-    from fixtures_server import Parts, client_of
-
-    assert isinstance(parts, Parts)
-    from vllm_mlx.api.app import create_app
-
+async def test_apps_in_one_process_share_no_counters(client: httpx.AsyncClient, parts: Parts) -> None:
     other = create_app(parts.config, parts.service, parts.engine)
     await client.get("/version")
     async with client_of(other) as second:

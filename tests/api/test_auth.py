@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 KEY = "clé-secrète"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config() -> Config:
     return Config(model="m", api_key=KEY)
 

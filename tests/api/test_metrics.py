@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fixtures_server import Parts, client_of, running, until
 from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_mlx.core.config import Config
 
 pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+async def parts(folder: Path, config: Config, runner_options: dict[str, Any]) -> AsyncIterator[Parts]:
+    """A server that has counted nothing."""
+    async with running(folder, config, **runner_options) as found:
+        yield found
+
+
+@pytest.fixture
+async def client(parts: Parts) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(parts.app) as found:
+        yield found
 
 
 async def scrape(client: httpx.AsyncClient) -> Samples:
@@ -45,9 +64,10 @@ async def test_counters_add_up(client: httpx.AsyncClient) -> None:
     assert value(samples, "http_requests_in_flight") == 1
 
 
-async def test_engine_is_read_at_the_time_of_the_scrape(client: httpx.AsyncClient) -> None:
+async def test_engine_is_read_at_the_time_of_the_scrape(parts: Parts, client: httpx.AsyncClient) -> None:
     before = await scrape(client)
     await client.post(CHAT, json=BODY)
+    await until(lambda: parts.status().stats.num_tokens and not parts.status().stats.pages_used)
     after = await scrape(client)
     assert value(after, "engine_steps_total") > value(before, "engine_steps_total")
     assert value(after, "model_loaded") == 1
@@ -80,8 +100,9 @@ async def test_histograms_end_at_infinity(client: httpx.AsyncClient) -> None:
     assert value(samples, "time_to_first_token_seconds_bucket", le="+Inf") == 1
 
 
-async def test_status_repeats_the_totals(client: httpx.AsyncClient) -> None:
+async def test_status_repeats_the_totals(parts: Parts, client: httpx.AsyncClient) -> None:
     answer = await client.post(CHAT, json=BODY)
+    await until(lambda: parts.status().stats.num_tokens and not parts.status().stats.pages_used)
     status = (await client.get("/v1/status")).json()
     assert status["status"] == "running"
     assert status["total_completion_tokens"] == 5
