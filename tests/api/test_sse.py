@@ -95,3 +95,16 @@ async def test_source_is_closed_when_the_client_goes_while_a_frame_is_sent() -> 
     assert source.num_closed == 1
     with pytest.raises(StopAsyncIteration):
         await anext(source.frames)
+
+
+async def test_burst_of_frames_does_not_hide_a_disconnect() -> None:
+    class Leaving(Sink):
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if len(self.bodies) == 3:
+                self._gone.set()
+
+    sink, source = Leaving(), Source(100)
+    with pytest.raises(ClientDisconnect):
+        await source.send_to(sink)
+    assert len(sink.bodies) < 10

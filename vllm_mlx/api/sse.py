@@ -56,6 +56,8 @@ class EventResponse(Response):
             async for data in self._frames:
                 self._sent_at = loop.time()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                # Sending rarely waits: without this a burst of frames holds up other streams and hides a disconnect.
+                await asyncio.sleep(0)
         finally:
             ticker.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
