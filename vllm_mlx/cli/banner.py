@@ -30,7 +30,8 @@ def banner(config: Config, info: RunnerInfo, *, url: str) -> str:
 
 def curl(config: Config, url: str) -> str:
     """A command that asks the model something; the key stays in the environment."""
-    body = json.dumps({"model": config.model_name, "messages": [{"role": "user", "content": QUESTION}]})
+    message = {"role": "user", "content": QUESTION}
+    body = json.dumps({"model": config.model_name, "messages": [message], "temperature": 0}, ensure_ascii=False)
     key = ' \\\n  -H "Authorization: Bearer $VLLM_MLX_API_KEY"' if config.api_key else ""
     return (
         f"curl {url}/v1/chat/completions \\\n"
