@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vllm_mlx.chat.collect import collect
+from vllm_mlx.chat.render import ChatTemplate
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Message
@@ -238,13 +239,14 @@ async def test_long_input_leaves_the_event_loop_free(serve: Serve) -> None:
     assert num_turns > 2
 
 
-async def test_default_template_kwargs_apply_where_a_request_has_none(serve: Serve, byte_level: Tokenizer) -> None:
-    server = await serve(max_request_tokens=40000, default_chat_template_kwargs={"tools": []})
-    with pytest.raises(InvalidRequest, match="tools"):
-        await server.service.chat(chat())
-    request = ChatRequest("r", (Message("user", "Hi"),), SamplingParams(max_tokens=1), template_kwargs={"x": 1})
+async def test_a_request_overrides_single_template_defaults(serve: Serve, byte_level: Tokenizer) -> None:
+    defaults = {"mood": "x" * 50, "pace": "y" * 90}
+    server = await serve(max_request_tokens=40000, default_chat_template_kwargs=defaults)
+    server.service._template = ChatTemplate("{{ mood }}{{ pace }}", special_tokens={})
+    request = ChatRequest("r", (Message("user", "Hi"),), SamplingParams(max_tokens=1), template_kwargs={"mood": "z"})
+    expected = byte_level.encode("z" + defaults["pace"], add_special_tokens=False)
     async with await server.service.chat(request) as events:
-        await collect(events)
+        assert events.prompt_tokens == len(expected)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class ChatService:
                 "This model has no chat template. Use /v1/completions, or put a chat_template.jinja into its folder.",
                 param="messages",
             )
-        kwargs = request.template_kwargs or self._config.default_chat_template_kwargs or {}
+        kwargs = {**(self._config.default_chat_template_kwargs or {}), **request.template_kwargs}
         text = self._template.render(request.messages, kwargs)
         check_text(text, self._tokenizer, max_model_len=max_model_len, param="messages")
         return self._tokenizer.encode(text, add_special_tokens=False)

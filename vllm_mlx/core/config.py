@@ -114,7 +114,7 @@ class Config:
     default_repetition_penalty: float | None = setting(None, group="defaults", metavar="X")
     """repetition_penalty when a request gives none; the model's own default if not given."""
     default_chat_template_kwargs: dict[str, Any] | None = setting(None, group="defaults", metavar="JSON")
-    """Variables for the chat template when a request gives none, as a JSON object."""
+    """Variables for the chat template, as a JSON object; a request may override each."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "--port must be between 0 and 65535")

@@ -16,6 +16,7 @@ from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactor
 from vllm_mlx.runner import blas
 
 if TYPE_CHECKING:
+    import mlx.core as mx
     import mlx.nn as nn
 
     from vllm_mlx.runner.device import Device
@@ -107,9 +108,10 @@ def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, l
     import mlx_lm.utils as library
 
     try:
-        model, _ = library.load_model(path, lazy=True, trust_remote_code=config.trust_remote_code)
+        model, settings = library.load_model(path, lazy=True, trust_remote_code=config.trust_remote_code)
         notes = _expand_on_cpu(model, found)
-        _cast(model, config, found)
+        if dtype := _compute_dtype(settings, config, found):
+            _cast(model, dtype)
         mx.eval(model.parameters())
     except LIBRARY_ERRORS as error:
         raise ModelError(f"{config.model} cannot be loaded: {_one_line(error)}") from error
@@ -118,6 +120,7 @@ def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, l
 
 def _expand_on_cpu(model: nn.Module, found: Device) -> list[str]:
     """Dequantise on a CPU, where MLX multiplies quantised weights many times slower than float32 ones."""
+    import mlx.core as mx
     import mlx.nn as nn
     import mlx_lm.utils as library
 
@@ -127,19 +130,27 @@ def _expand_on_cpu(model: nn.Module, found: Device) -> list[str]:
     num_bytes = library.get_total_parameters(model) * 4
     if num_bytes > DEQUANTISED_SHARE * found.memory_bytes:
         return [f"weights stay quantised: {num_bytes >> 30} GiB in float32 would not fit (slow on a CPU)"]
+    _cast(model, mx.float32)  # what comes out has the precision of the scales
     library.dequantize_model(model)
     return ["quantised weights expanded to float32 (faster on a CPU)"]
 
 
-def _cast(model: nn.Module, config: Config, found: Device) -> None:
-    """Give floating-point weights the type to compute in; the model may keep some in float32 (`cast_predicate`)."""
+def _compute_dtype(settings: dict[str, Any], config: Config, found: Device) -> mx.Dtype | None:
+    """The type to compute in: the operator's choice, float32 on a CPU, else what the model states, if it does."""
+    import mlx.core as mx
+
+    name = config.dtype
+    if name == "auto":
+        stated = settings.get("dtype") or settings.get("torch_dtype")
+        name = str(stated).removeprefix("torch.") if found.is_gpu else "float32"
+    return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}.get(name)
+
+
+def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Give floating-point weights this type; the model may keep some in float32 (`cast_predicate`)."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
 
-    name = "float32" if config.dtype == "auto" and not found.is_gpu else config.dtype
-    if name == "auto":
-        return
-    dtype: mx.Dtype = getattr(mx, name)
     may_cast = getattr(model, "cast_predicate", lambda _: True)
 
     def cast(key: str, array: mx.array) -> mx.array:

@@ -165,7 +165,9 @@ def _grown(pool: mx.array, num_pages: int) -> mx.array:
 
 def _read_span(pool: mx.array, span: Span) -> mx.array:
     heads, _, _, dim = pool.shape
-    pages = pool[:, span.page_ids[0]:span.page_ids[-1] + 1] if span.table is None else mx.take(pool, span.table, axis=1)
+    pages = (
+        pool[:, span.page_ids[0] : span.page_ids[-1] + 1] if span.table is None else mx.take(pool, span.table, axis=1)
+    )
     tokens = pages.reshape(heads, -1, dim)
     return tokens[None, :, span.skip : span.skip + span.length]
 

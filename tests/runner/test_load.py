@@ -1,0 +1,118 @@
+"""Loading: precision, limits and errors."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from driven import prompts, run, submit
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import ModelError
+from vllm_mlx.core.step import Runner
+from vllm_mlx.runner.load import create_runner_factory
+
+
+def load(path: Path, **settings: object) -> Runner:
+    return create_runner_factory(path, Config(model=str(path), **{"num_pages": 16, **settings}))(lambda *_: None)
+
+
+def copy_of(folder: Path, target: Path, **changes: object) -> Path:
+    """A copy of a model folder with some values of config.json changed."""
+    shutil.copytree(folder, target)
+    config = json.loads((folder / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | changes))
+    return target
+
+
+def test_a_cpu_computes_in_float32(open_runner: Callable[..., Runner]) -> None:
+    runner = open_runner("llama")
+    if runner.info.backend == "cpu":
+        assert runner.info.dtype == "float32"
+        assert not runner.info.overlaps
+
+
+def test_dtype_can_be_chosen(open_runner: Callable[..., Runner]) -> None:
+    assert open_runner("llama", dtype="bfloat16").info.dtype == "bfloat16"
+
+
+def test_context_comes_from_the_model_or_the_operator(open_runner: Callable[..., Runner]) -> None:
+    assert open_runner("llama", num_pages=512).info.max_model_len == 8192
+    assert open_runner("llama", num_pages=512, max_model_len=100).info.max_model_len == 100
+
+
+def test_context_longer_than_the_model_s_is_refused(tiny_model: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match=r"--max-model-len 9000 .* 8192"):
+        load(tiny_model("llama"), max_model_len=9000)
+
+
+def test_context_shrinks_to_what_the_pages_hold(open_runner: Callable[..., Runner]) -> None:
+    info = open_runner("llama", num_pages=5).info
+    assert info.max_model_len == 4 * info.cache.page_size
+    assert any("--cache-memory-mb" in note for note in info.notes)
+
+
+def test_cache_memory_sets_the_number_of_pages(open_runner: Callable[..., Runner]) -> None:
+    info = open_runner("llama", num_pages=None, cache_memory_mb=2, max_num_seqs=1000).info
+    assert info.num_pages == (2 << 20) // info.cache.page_bytes + 1
+
+
+def test_quantised_weights_are_expanded_exactly_on_a_cpu(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    from mlx_lm.utils import load_model, quantize_model, save_model
+
+    model, config = load_model(tiny_model("llama"))
+    model.set_dtype(mx.float16)
+    model, config = quantize_model(model, config, group_size=32, bits=4)
+    save_model(str(tmp_path), model)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    runner = load(tmp_path)
+    if runner.info.backend != "cpu":
+        pytest.skip("weights are expanded on a CPU only")
+    reference, _ = load_model(tmp_path)
+    reference.set_dtype(mx.float32)
+    (prompt,) = prompts(9)
+    answer = run(runner, [submit("a", prompt, max_tokens=1)], config=Config())["a"]
+    logits = reference(mx.array([prompt]))[0, -1]
+    expected = logits - mx.logsumexp(logits)
+    assert answer.logprobs[0] is not None
+    assert answer.token_ids[0] == mx.argmax(expected).item()
+    assert abs(answer.logprobs[0].logprob - mx.max(expected).item()) < 1e-4
+    assert any("expanded" in note for note in runner.info.notes)
+
+
+def test_importing_the_library_keeps_the_file_limit(open_runner: Callable[..., Runner]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_runner("llama")
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+    assert before[1] == resource.RLIM_INFINITY or before[1] > 4096
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "no_such_architecture"}, "no_such_architecture"),
+        ({"hidden_size": 128}, "cannot be loaded"),
+        ({"num_hidden_layers": 3}, "cannot be loaded"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_one_clear_line(
+    changes: dict, message: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_model("llama"), tmp_path / "broken", **changes)
+    with pytest.raises(ModelError, match=message) as caught:
+        load(folder)
+    assert "\n" not in caught.value.message
+
+
+def test_truncated_weights_are_one_clear_line(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copy_of(tiny_model("llama"), tmp_path / "broken")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError) as caught:
+        load(folder)
+    assert "\n" not in caught.value.message
