@@ -47,7 +47,7 @@ test-full: check
 	$(BLAS) $(BIN)/pytest $(TESTS)
 
 bench: setup
-	$(BLAS) $(BIN)/python -m benchmarks $(ARGS)
+	$(BLAS) $(BIN)/python benchmarks/compare_servers.py $(ARGS)
 
 docs: setup
 	$(BIN)/python tools/docs.py
