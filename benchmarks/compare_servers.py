@@ -88,14 +88,12 @@ def started(command: list[str]) -> Iterator[None]:
 
 
 async def wait_ready(server: Server, client: httpx.AsyncClient) -> None:
-    """Ask for one token until there is one."""
-    for _ in range(600):
-        with contextlib.suppress(httpx.HTTPError):
-            response = await client.post(
-                f"{server.url}/v1/chat/completions", json=body(server, 0, 0, 1) | {"stream": False}
-            )
-            if response.status_code == 200:
-                return
+    """Ask until there is an answer."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError, httpx.HTTPStatusError):
+            await one_request(server, client, body(server, 0, 0, 2))
+            return
         await asyncio.sleep(0.5)
     raise SystemExit(f"{server.name} did not start")
 

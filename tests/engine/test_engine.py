@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import pytest
 
 from vllm_mlx.core.config import Config
@@ -28,7 +27,7 @@ from vllm_mlx.core.messages import (
 )
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
-from vllm_mlx.core.step import ProgressCallback, Runner, RunnerFactory, RunnerInfo, Step, StepResult
+from vllm_mlx.core.step import ProgressCallback, Runner, RunnerFactory, Step, StepResult
 from vllm_mlx.engine.engine import Engine
 from vllm_mlx.testing.fake import FakeRunner, fake_factory
 
@@ -145,18 +144,6 @@ def test_next_step_is_launched_before_the_last_is_collected() -> None:
         "idle",
         "close",
     ]
-
-
-def test_steps_that_do_not_overlap_are_collected_at_once() -> None:
-    class Synchronous(Recorder):
-        @property
-        def info(self) -> RunnerInfo:
-            return msgspec.structs.replace(super().info, overlaps=False)
-
-    calls: list[str] = []
-    messages, _, _ = run([submit("a", max_tokens=3)], factory=lambda progress: Synchronous(calls, script=count_up))
-    assert calls[:6] == ["launch 0", "collect 0", "launch 1", "collect 1", "launch 2", "collect 2"]
-    assert tokens_of(messages, "a") == [21, 22, 23]
 
 
 def test_aborted_sequence_says_nothing_more() -> None:

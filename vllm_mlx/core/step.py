@@ -117,9 +117,6 @@ class RunnerInfo(msgspec.Struct, frozen=True):
     dtype: str
     batched_decode: bool = True
     """False if sequences must be decoded one at a time (the runner does so itself)."""
-    overlaps: bool = True
-    """Whether a launched step runs while the next is built. Where it does not, a step is collected before the next is
-    launched, so that its tokens do not wait for it."""
     notes: tuple[str, ...] = ()
     """Lines worth showing at start-up, such as the BLAS in use."""
     memory: MemoryUse = MemoryUse()

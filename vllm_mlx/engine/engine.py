@@ -92,11 +92,8 @@ class Engine:
 
     def _loop(self) -> None:
         """While step N is computed, step N + 1 is planned and launched; only then are N's tokens waited for."""
-        overlaps = self._runner.info.overlaps
         while self._receive():
             launched = self._launch()
-            if not overlaps:
-                self._in_flight, launched = launched, None
             self._collect()
             self._in_flight = launched
             self._tell()

@@ -17,6 +17,24 @@ from vllm_mlx.runner.layers import PAGE_SIZE
 Integers = NDArray[np.int32]
 
 
+class PoolIndex:
+    """Where things stand in a flat pool, for all heads: `within` [..., n] counts inside the part of one head.
+
+    `of(heads, size)` is [..., heads, n] for parts of `size` things; computed once, whatever the number of layers.
+    """
+
+    def __init__(self, within: Integers) -> None:
+        self._within = within
+        self._known: dict[tuple[int, int], mx.array] = {}
+
+    def of(self, heads: int, size: int) -> mx.array:
+        """Indices for pools of `heads` parts of `size` things each."""
+        if (heads, size) not in self._known:
+            parts = np.arange(heads, dtype=np.int32)[:, None] * size
+            self._known[heads, size] = mx.array(self._within[..., None, :] + parts)
+        return self._known[heads, size]
+
+
 class Span:
     """Positions begin .. end - 1 of one sequence and the pages that hold them."""
 
@@ -26,9 +44,8 @@ class Span:
         self.skip = begin - first * PAGE_SIZE
         self.length = end - begin
         neighbours = zip(self.page_ids, self.page_ids[1:], strict=False)
-        is_contiguous = all(after == before + 1 for before, after in neighbours)
-        self.table = None if is_contiguous else mx.array(list(self.page_ids), dtype=mx.int32)
-        """None where the pages follow each other in the pool."""
+        self.is_contiguous = all(after == before + 1 for before, after in neighbours)
+        self.pages = PoolIndex(np.asarray(self.page_ids, dtype=np.int32))
 
 
 class SinglePlace:
@@ -39,10 +56,9 @@ class SinglePlace:
         self.num_tokens = num_tokens
         self.end = start + num_tokens
         self.page_ids = page_ids
-        positions = np.arange(start, self.end, dtype=np.int32)
-        table = np.asarray(page_ids, dtype=np.int32)
-        self.write_pages = mx.array(table[positions // PAGE_SIZE]) if len(table) else None
-        self.write_slots = mx.array(positions % PAGE_SIZE)
+        if page_ids:
+            positions = np.arange(start, self.end, dtype=np.int32)
+            self.writes = PoolIndex(_slots(np.asarray(page_ids, dtype=np.int32)[positions // PAGE_SIZE], positions))
         self._spans: dict[int | None, Span] = {}
         self._masks: dict[tuple[int | None, int], mx.array] = {}
 
@@ -77,8 +93,8 @@ class Rectangle:
     def __init__(self, rows: Integers, table: Integers, *, begins: Integers, positions: Integers, window: int | None):
         self.index = mx.array(rows)
         """Where the rows stand in the batch."""
-        self.table = mx.array(table)
-        """Page ids [rows, pages]."""
+        self.num_slots = table.shape[1] * PAGE_SIZE
+        """Tokens that the pages of a row have room for."""
         self.length = int((positions - begins).max()) + 1
         keys = begins[:, None] + np.arange(self.length, dtype=np.int32)[None]
         mask = keys <= positions[:, None]
@@ -88,6 +104,7 @@ class Rectangle:
         """Boolean [rows, 1, 1, length], or None where nothing is hidden."""
         self.span: Span | None = None
         """Of a lone row: its exact span, read without padding or mask."""
+        self.pages = PoolIndex(table)
 
 
 class BatchPlace:
@@ -97,12 +114,12 @@ class BatchPlace:
         self._rows = rows
         self.positions = np.asarray([row.position for row in rows], dtype=np.int32)
         self.offset = mx.array(self.positions)
-        self.write_slots = mx.array(self.positions % PAGE_SIZE)
         self._table = np.zeros((len(rows), max(len(row.page_ids) for row in rows)), dtype=np.int32)
         for i, row in enumerate(rows):
             self._table[i, : len(row.page_ids)] = row.page_ids
         if self._table.size:
-            self.write_pages = mx.array(self._table[np.arange(len(rows)), self.positions // PAGE_SIZE])
+            pages = self._table[np.arange(len(rows)), self.positions // PAGE_SIZE]
+            self.writes = PoolIndex(_slots(pages, self.positions))
         self._plans: dict[int | None, list[Rectangle]] = {}
         self._orders: dict[int | None, mx.array] = {}
         self._masks: dict[int | None, mx.array] = {}
@@ -161,3 +178,8 @@ class BatchPlace:
             rectangle.span = Span(self._rows[int(rows[0])].page_ids, begin=begin, end=end)
             rectangle.mask = None
         return rectangle
+
+
+def _slots(pages: Integers, positions: Integers) -> Integers:
+    """Token slots, counted over all pages, of positions that lie in `pages`."""
+    return pages * PAGE_SIZE + positions % PAGE_SIZE

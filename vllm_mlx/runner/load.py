@@ -189,7 +189,6 @@ def _describe(
         device=found.name,
         dtype=str(max(set(floats), key=floats.count)).removeprefix("mlx.core.") if floats else "",
         batched_decode=all(layer.layout != "own" for layer in spec.layers),
-        overlaps=found.is_gpu,  # on a CPU, launching computes
         notes=tuple(notes),
         memory=MemoryUse(active=mx.get_active_memory(), weights=sum(array.nbytes for array in weights)),
     )

@@ -1,8 +1,9 @@
 """Pages: one pool of keys and one of values per layer, and the views through which the models use them.
 
-A pool is [heads, pages, PAGE_SIZE, dim]. Heads come first so that neighbouring pages of a head lie side by side: a
-sequence whose pages follow each other is read in place, as a slice; any other is gathered with a single copy.
-Writes go into the pool in place: MLX donates the buffer, because nobody else holds it.
+A pool is [heads, pages, PAGE_SIZE, dim], kept flat as [heads x pages x PAGE_SIZE, dim]: one index per token makes
+the cheapest scatter. Heads come first so that neighbouring pages of a head lie side by side: a sequence whose pages
+follow each other is read in place, as a slice; any other is gathered with a single copy. Writes go into the pool in
+place: MLX donates the buffer, because nobody else holds it.
 """
 
 from __future__ import annotations
@@ -22,30 +23,63 @@ class Pool:
     def __init__(self, shape: LayerShape, num_pages: int) -> None:
         assert shape.dtype is not None
         self.window = shape.spec.window
-        self.keys = mx.zeros((shape.heads, num_pages, PAGE_SIZE, shape.key_dim), shape.dtype)
-        self.values = mx.zeros((shape.heads, num_pages, PAGE_SIZE, shape.value_dim), shape.dtype)
+        self.heads = shape.heads
+        self.num_pages = num_pages
+        num_tokens = shape.heads * num_pages * PAGE_SIZE
+        self.keys = mx.zeros((num_tokens, shape.key_dim), shape.dtype)
+        self.values = mx.zeros((num_tokens, shape.value_dim), shape.dtype)
 
     def grow(self, num_pages: int) -> None:
         """Make room for pages up to `num_pages`; their contents move along."""
-        self.keys, self.values = (_grown(pool, num_pages) for pool in (self.keys, self.values))
+        self.keys, self.values = (self._grown(pool, num_pages) for pool in (self.keys, self.values))
+        self.num_pages = num_pages
 
     def copy_pages(self, sources: mx.array, targets: mx.array) -> None:
         """Copy whole pages inside the pool."""
-        self.keys[:, targets] = self.keys[:, sources]
-        self.values[:, targets] = self.values[:, sources]
+        starts = mx.arange(self.heads)[:, None] * self.num_pages
+        by_page = (self.heads * self.num_pages, PAGE_SIZE, -1)
+        for name in ("keys", "values"):
+            pages = getattr(self, name).reshape(by_page)
+            pages[starts + targets] = pages[starts + sources]
+            setattr(self, name, pages.reshape(self.heads * self.num_pages * PAGE_SIZE, -1))
 
-    def write(self, pages: mx.array, slots: mx.array, keys: mx.array, values: mx.array) -> None:
-        """Store keys and values [heads, tokens, dim] of tokens at (page, slot in page)."""
-        self.keys[:, pages, slots] = keys
-        self.values[:, pages, slots] = values
+    def write(self, place: SinglePlace | BatchPlace, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [heads, tokens, dim] where `place` says."""
+        index = place.writes.of(self.heads, self.num_pages * PAGE_SIZE)
+        self.keys[index] = keys
+        self.values[index] = values
 
     def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
         """Keys and values [1, heads, tokens, dim] of a span."""
-        return _read_span(self.keys, span), _read_span(self.values, span)
+        return self._read_span(self.keys, span), self._read_span(self.values, span)
 
     def read_rectangle(self, rectangle: Rectangle) -> tuple[mx.array, mx.array]:
         """Keys and values [rows, heads, tokens, dim] of a rectangle."""
-        return _read_rectangle(self.keys, rectangle), _read_rectangle(self.values, rectangle)
+        if rectangle.span is not None:
+            return self.read_span(rectangle.span)
+        return self._read_rectangle(self.keys, rectangle), self._read_rectangle(self.values, rectangle)
+
+    def _grown(self, pool: mx.array, num_pages: int) -> mx.array:
+        more = mx.zeros((self.heads, (num_pages - self.num_pages) * PAGE_SIZE, pool.shape[-1]), pool.dtype)
+        by_head = pool.reshape(self.heads, self.num_pages * PAGE_SIZE, -1)
+        return mx.concatenate([by_head, more], axis=1).reshape(self.heads * num_pages * PAGE_SIZE, -1)
+
+    def _read_span(self, pool: mx.array, span: Span) -> mx.array:
+        if span.is_contiguous:
+            begin = span.page_ids[0] * PAGE_SIZE + span.skip
+            tokens = pool.reshape(self.heads, self.num_pages * PAGE_SIZE, -1)
+            return tokens[None, :, begin : begin + span.length]
+        pages = self._whole_pages(pool)[span.pages.of(self.heads, self.num_pages)]
+        tokens = pages.reshape(self.heads, -1, pool.shape[-1])
+        return tokens[None, :, span.skip : span.skip + span.length]
+
+    def _read_rectangle(self, pool: mx.array, rectangle: Rectangle) -> mx.array:
+        pages = self._whole_pages(pool)[rectangle.pages.of(self.heads, self.num_pages)]
+        return pages.reshape(-1, self.heads, rectangle.num_slots, pool.shape[-1])[:, :, : rectangle.length]
+
+    def _whole_pages(self, pool: mx.array) -> mx.array:
+        """[heads x pages, ...]: indexed by page, each is copied at once."""
+        return pool.reshape(self.heads * self.num_pages, -1)
 
 
 class PageStore:
@@ -94,12 +128,10 @@ class SinglePageView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [1, heads, tokens, dim] and return all that the chunk may look at."""
-        place = self._place
-        assert place.write_pages is not None
-        self._pool.write(place.write_pages, place.write_slots, keys[0], values[0])
-        if place.start == 0:
+        self._pool.write(self._place, keys[0], values[0])
+        if self._place.start == 0:
             return keys, values
-        return self._pool.read_span(place.span(self._pool.window))
+        return self._pool.read_span(self._place.span(self._pool.window))
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys]."""
@@ -119,8 +151,7 @@ class BatchPageView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, 1, dim]. What is returned only marks the layer: `attend` does the reading."""
-        place = self._place
-        self._pool.write(place.write_pages, place.write_slots, _by_head(keys), _by_head(values))
+        self._pool.write(self._place, _by_head(keys), _by_head(values))
         self._fetched = keys, values
         return self._fetched
 
@@ -156,26 +187,3 @@ class BatchPageView:
 def _by_head(rows: mx.array) -> mx.array:
     """[rows, heads, 1, dim] as [heads, rows, dim]."""
     return rows[:, :, 0].swapaxes(0, 1)
-
-
-def _grown(pool: mx.array, num_pages: int) -> mx.array:
-    heads, old, page_size, dim = pool.shape
-    return mx.concatenate([pool, mx.zeros((heads, num_pages - old, page_size, dim), pool.dtype)], axis=1)
-
-
-def _read_span(pool: mx.array, span: Span) -> mx.array:
-    heads, _, _, dim = pool.shape
-    pages = (
-        pool[:, span.page_ids[0] : span.page_ids[-1] + 1] if span.table is None else mx.take(pool, span.table, axis=1)
-    )
-    tokens = pages.reshape(heads, -1, dim)
-    return tokens[None, :, span.skip : span.skip + span.length]
-
-
-def _read_rectangle(pool: mx.array, rectangle: Rectangle) -> mx.array:
-    heads, _, _, dim = pool.shape
-    if rectangle.span is not None:
-        return _read_span(pool, rectangle.span)
-    rows = rectangle.table.shape[0]
-    pages = mx.take(pool, rectangle.table, axis=1)  # [heads, rows, pages, PAGE_SIZE, dim]
-    return pages.swapaxes(0, 1).reshape(rows, heads, -1, dim)[:, :, : rectangle.length]

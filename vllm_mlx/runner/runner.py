@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import msgspec
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
 from vllm_mlx.core.cachespec import Layout
@@ -21,14 +22,18 @@ from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, Si
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
 
 
-class Launched(msgspec.Struct, frozen=True):
+class Launched(msgspec.Struct, frozen=True, eq=False):
     """A step under way."""
 
     step: Step
     sampled: Sampled | None
     order: tuple[int, ...]
     """Slots in the order of the sampled rows."""
-    started_at: float
+    written: list[mx.array]
+    """All arrays that the step changes: evaluating them carries it out. Emptied once they are under way."""
+    marker: mx.array | None
+    """A number that is there when the step is done; None if it computes nothing."""
+    launched_at: float
 
 
 class MlxRunner:
@@ -48,6 +53,7 @@ class MlxRunner:
         self._residents = Residents(_batch_layers(model, layers))
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
         self._finished_at = 0.0
+        self._held_back: Launched | None = None
 
     @property
     def info(self) -> RunnerInfo:
@@ -55,8 +61,13 @@ class MlxRunner:
         return self._info
 
     def launch(self, step: Step) -> Launched:
-        """Build the step's graph and start it."""
-        started_at = time.monotonic()
+        """Build the step's graph and start it; on a CPU, start the step before and hold this one back.
+
+        On a CPU a start blocks until all but the last operations are done. Started here, a step would make the tokens
+        of the one before wait for it; started with the next launch, its last operations run while that is built.
+        """
+        launched_at = time.monotonic()
+        self._start_held_back()
         self._take_slots(step)
         self._pages.copy(step.copies)
         order: list[SampledRow] = []
@@ -71,14 +82,22 @@ class MlxRunner:
                 order.append(SampledRow(row.slot, row.start + len(row.token_ids)))
                 logits.append(last)
         sampled = self._sample(logits, order)
-        mx.async_eval(*self._written(step, sampled))  # type: ignore[no-untyped-call]
-        return Launched(step, sampled, tuple(row.slot for row in order), started_at)
+        slots = tuple(row.slot for row in order)
+        written = self._written(step, sampled)
+        marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
+        self._held_back = launched = Launched(step, sampled, slots, written, marker, launched_at)
+        if self._info.backend != "cpu":
+            self._start_held_back()
+        return launched
 
     def collect(self, handle: Launched) -> StepResult:
         """Wait for the step and return its numbers, in the step's own order."""
-        step, sampled = handle.step, handle.sampled
+        if handle is self._held_back:
+            self._start_held_back()
+        sampled = handle.sampled
         if sampled is None:
-            mx.eval(*self._written(step, None))
+            if handle.marker is not None:
+                mx.eval(handle.marker)
             return self._result(handle, {}, {})
         token_ids: Any = sampled.tokens.tolist()
         tokens = dict(zip(handle.order, token_ids, strict=True))
@@ -101,9 +120,15 @@ class MlxRunner:
         self._model = nn.Module()
         mx.clear_cache()
 
+    def _start_held_back(self) -> None:
+        launched, self._held_back = self._held_back, None
+        if launched is not None:
+            mx.async_eval(launched.marker, *launched.written)  # type: ignore[no-untyped-call]
+            launched.written.clear()  # a reference held on to would make the next write copy the array
+
     def _result(self, handle: Launched, tokens: dict[int, int], logprobs: dict[int, Any]) -> StepResult:
         now = time.monotonic()
-        elapsed_s = now - max(handle.started_at, self._finished_at)
+        elapsed_s = now - max(handle.launched_at, self._finished_at)
         self._finished_at = now
         slots = handle.step.sampled_slots
         return StepResult(
@@ -202,18 +227,15 @@ class MlxRunner:
         self._last_tokens[mx.array([row.slot for row in order])] = sampled.tokens
         return sampled
 
-    def _written(self, step: Step, sampled: Sampled | None) -> list[Any]:
-        """All arrays that the step changes: evaluating them carries it out."""
+    def _written(self, step: Step, sampled: Sampled | None) -> list[mx.array]:
         singles = [self._residents.singles.get(row.slot, ()) for row in step.prefills]
         slots = (*(row.slot for row in step.prefills), *(row.slot for row in step.decodes))
         own = [self._own.get(slot, ()) for slot in slots]
         caches = [cache for group in (*singles, *own) for cache in group]
-        return [
-            *self._pages.arrays(),
-            *self._residents.arrays(),
-            *[cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches],
-            *([] if sampled is None else [sampled.tokens]),
-        ]
+        states = [cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches]
+        arrays = [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
+        tokens = [] if sampled is None else [sampled.tokens]
+        return [*self._pages.arrays(), *self._residents.arrays(), *arrays, *tokens]
 
 
 def _flat_caches(model: nn.Module) -> list[Any]:
