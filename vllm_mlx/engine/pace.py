@@ -22,7 +22,7 @@ class PrefillPace:
     """
 
     def __init__(self, max_tokens: int, *, stall_s: float) -> None:
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._stall_s = stall_s
         self._decode_s: deque[float] = deque(maxlen=_WINDOW)
         self._token_s: deque[float] = deque(maxlen=_WINDOW)
@@ -30,10 +30,10 @@ class PrefillPace:
     def budget(self, *, is_decoding: bool) -> int:
         """Prompt tokens for the next step. Nothing measured yet: as few as make sense while sequences decode."""
         if not is_decoding:
-            return self._max_tokens
+            return self.max_tokens
         token_s = statistics.median(self._token_s) if self._token_s else self._stall_s
-        affordable = int(min(self._max_tokens, self._stall_s / token_s)) if token_s > 0 else self._max_tokens
-        return min(self._max_tokens, max(MIN_CHUNK_TOKENS, affordable))
+        affordable = int(min(self.max_tokens, self._stall_s / token_s)) if token_s > 0 else self.max_tokens
+        return min(self.max_tokens, max(MIN_CHUNK_TOKENS, affordable))
 
     def observe(self, step: Step, elapsed_s: float) -> None:
         """Learn from a finished step: a prefill costs what its step took over a typical step without one."""

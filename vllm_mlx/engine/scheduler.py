@@ -16,7 +16,7 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import FinishReason, Output, Stats, Submit
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
-from vllm_mlx.engine.pace import PrefillPace
+from vllm_mlx.engine.pace import MIN_CHUNK_TOKENS, PrefillPace
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
 from vllm_mlx.kv.manager import KVManager
 
@@ -246,7 +246,7 @@ class Scheduler:
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
         may_admit = True
         for sequence in heapq.merge(prefilling, tuple(waiting), key=_order):
-            size = self._chunk_size(sequence, budget, may_split_page=not draft.prefills)
+            size = self._chunk_size(sequence, budget, is_first=not draft.prefills)
             if size == 0:
                 return
             if sequence.slot is None:
@@ -254,18 +254,20 @@ class Scheduler:
                 may_admit = may_admit and self._admit(sequence, draft)
             if sequence.slot is not None:
                 self._prefill(sequence, size, draft)
-                budget -= size
+                budget = max(0, budget - size)
 
-    def _chunk_size(self, sequence: Sequence, budget: int, *, may_split_page: bool) -> int:
+    def _chunk_size(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
         """Tokens of the sequence's next chunk: the rest of them, or up to the last page boundary within the budget."""
         start = sequence.num_computed
         num_left = len(sequence.token_ids) - start
-        if num_left <= budget:
+        # A last crumb is not worth a step of its own.
+        limit = min(self._pace.max_tokens, budget + MIN_CHUNK_TOKENS - 1) if is_first else budget
+        if num_left <= limit:
             return num_left
         to_boundary = (start + budget) // self._page_size * self._page_size - start
         if to_boundary > 0:
             return to_boundary
-        return budget if may_split_page else 0
+        return budget if is_first else 0
 
     def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
         """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there."""

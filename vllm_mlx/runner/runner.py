@@ -63,8 +63,9 @@ class MlxRunner:
     def launch(self, step: Step) -> Launched:
         """Build the step's graph and start it; on a CPU, start the step before and hold this one back.
 
-        On a CPU a start blocks until all but the last operations are done. Started here, a step would make the tokens
-        of the one before wait for it; started with the next launch, its last operations run while that is built.
+        On a CPU a start blocks until all but the last few operations are done. Started here, a step would make the
+        tokens of the one before wait for it. Started with the next launch, and without the sampler's many small
+        operations, its last and largest one, the output projection, runs while the next step is built.
         """
         launched_at = time.monotonic()
         self._start_held_back()
@@ -83,7 +84,9 @@ class MlxRunner:
                 logits.append(last)
         sampled = self._sample(logits, order)
         slots = tuple(row.slot for row in order)
-        written = self._written(step, sampled)
+        written = [*self._written(step), *logits]
+        if sampled is not None and self._info.backend != "cpu":
+            written.append(sampled.tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
         self._held_back = launched = Launched(step, sampled, slots, written, marker, launched_at)
         if self._info.backend != "cpu":
@@ -227,15 +230,15 @@ class MlxRunner:
         self._last_tokens[mx.array([row.slot for row in order])] = sampled.tokens
         return sampled
 
-    def _written(self, step: Step, sampled: Sampled | None) -> list[mx.array]:
+    def _written(self, step: Step) -> list[mx.array]:
+        """Pages, rows and states of the step's sequences."""
         singles = [self._residents.singles.get(row.slot, ()) for row in step.prefills]
         slots = (*(row.slot for row in step.prefills), *(row.slot for row in step.decodes))
         own = [self._own.get(slot, ()) for slot in slots]
         caches = [cache for group in (*singles, *own) for cache in group]
         states = [cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches]
         arrays = [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
-        tokens = [] if sampled is None else [sampled.tokens]
-        return [*self._pages.arrays(), *self._residents.arrays(), *arrays, *tokens]
+        return [*self._pages.arrays(), *self._residents.arrays(), *arrays]
 
 
 def _flat_caches(model: nn.Module) -> list[Any]:
