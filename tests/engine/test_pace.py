@@ -20,17 +20,17 @@ def pace(max_tokens: int = 2048) -> PrefillPace:
 def test_whole_budget_when_nothing_decodes() -> None:
     p = pace()
     p.observe(step(100), 100.0)
-    assert p.budget(is_decoding=False) == 2048
+    assert p.budget(num_decoding=0, num_prefilling=1) == 2048
 
 
 def test_smallest_chunk_before_anything_is_measured() -> None:
-    assert pace().budget(is_decoding=True) == 32
+    assert pace().budget(num_decoding=1, num_prefilling=1) == 32
 
 
 def test_chunk_takes_as_long_as_a_stall_may() -> None:
     p = pace()
     p.observe(step(1000), 1.0)
-    assert p.budget(is_decoding=True) == 200
+    assert p.budget(num_decoding=1, num_prefilling=1) == 200
 
 
 def test_cost_of_the_decodes_is_not_the_prefills() -> None:
@@ -38,21 +38,21 @@ def test_cost_of_the_decodes_is_not_the_prefills() -> None:
     for _ in range(3):
         p.observe(step(0, decodes=True), 0.5)
     p.observe(step(1000, decodes=True), 1.5)
-    assert p.budget(is_decoding=True) == 200
+    assert p.budget(num_decoding=1, num_prefilling=1) == 200
 
 
 def test_prefill_never_looks_free() -> None:
     p = pace(max_tokens=10**9)
     p.observe(step(0, decodes=True), 9.0)
     p.observe(step(100, decodes=True), 8.0)
-    assert p.budget(is_decoding=True) == 32  # a quarter of 8 s for 100 tokens
+    assert p.budget(num_decoding=1, num_prefilling=1) == 32  # a quarter of 8 s for 100 tokens
 
 
 def test_one_slow_step_changes_nothing() -> None:
     p = pace()
     for elapsed_s in (1.0, 1.0, 60.0, 1.0):
         p.observe(step(1000), elapsed_s)
-    assert p.budget(is_decoding=True) == 200
+    assert p.budget(num_decoding=1, num_prefilling=1) == 200
 
 
 def test_pace_follows_a_lasting_change() -> None:
@@ -61,7 +61,7 @@ def test_pace_follows_a_lasting_change() -> None:
         p.observe(step(1000), 1.0)
     for _ in range(9):
         p.observe(step(1000), 2.0)
-    assert p.budget(is_decoding=True) == 100
+    assert p.budget(num_decoding=1, num_prefilling=1) == 100
 
 
 def test_short_prompts_do_not_spoil_the_measure() -> None:
@@ -69,13 +69,22 @@ def test_short_prompts_do_not_spoil_the_measure() -> None:
     p.observe(step(1000), 1.0)
     for _ in range(9):
         p.observe(step(3), 0.1)
-    assert p.budget(is_decoding=True) == 200
+    assert p.budget(num_decoding=1, num_prefilling=1) == 200
 
 
 def test_chunks_stay_between_the_smallest_and_the_largest() -> None:
     slow, fast, tiny = pace(), pace(), pace(max_tokens=8)
     slow.observe(step(100), 100.0)
     fast.observe(step(1000), 0.0)
-    assert slow.budget(is_decoding=True) == 32
-    assert fast.budget(is_decoding=True) == 2048
-    assert tiny.budget(is_decoding=True) == 8
+    assert slow.budget(num_decoding=1, num_prefilling=1) == 32
+    assert fast.budget(num_decoding=1, num_prefilling=1) == 2048
+    assert tiny.budget(num_decoding=1, num_prefilling=1) == 8
+
+
+def test_a_burst_of_prompts_may_hold_up_a_few_streams() -> None:
+    p = pace()
+    p.observe(step(1000), 1.0)
+    assert p.budget(num_decoding=4, num_prefilling=4) == 200
+    assert p.budget(num_decoding=4, num_prefilling=8) == 400
+    assert p.budget(num_decoding=1, num_prefilling=100) == 800
+    assert p.budget(num_decoding=100, num_prefilling=1) == 200

@@ -79,7 +79,7 @@ class Config:
     prefill_step_size: int = setting(2048, group="engine", metavar="TOKENS", flags=("--chunked-prefill-tokens",))
     """Most prompt tokens computed in one step."""
     decode_stall_ms: float = setting(200.0, group="engine", metavar="MS")
-    """While streams are running, prompts are computed in chunks that take about this long."""
+    """While streams run, prompts are computed in chunks that take about this long; longer in a burst of prompts."""
     cache_memory_mb: int | None = setting(None, group="engine", metavar="MIB")
     """Memory for the KV cache; overrides --cache-memory-percent."""
     cache_memory_percent: float = setting(0.2, group="engine", metavar="FRACTION")

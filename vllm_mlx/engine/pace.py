@@ -10,6 +10,9 @@ from vllm_mlx.core.step import Step
 MIN_CHUNK_TOKENS = 32
 """Chunks get no smaller: below it the cost of a step is not its tokens."""
 
+MAX_STRETCH = 4.0
+"""How much longer than the target a burst of new prompts may hold up a few running streams."""
+
 _WINDOW = 9
 """Measurements remembered; the median of so many shrugs off a compilation or two."""
 
@@ -27,12 +30,17 @@ class PrefillPace:
         self._decode_s: deque[float] = deque(maxlen=_WINDOW)
         self._token_s: deque[float] = deque(maxlen=_WINDOW)
 
-    def budget(self, *, is_decoding: bool) -> int:
-        """Prompt tokens for the next step. Nothing measured yet: as few as make sense while sequences decode."""
-        if not is_decoding:
+    def budget(self, *, num_decoding: int, num_prefilling: int) -> int:
+        """Prompt tokens for the next step. Nothing measured yet: as few as make sense while sequences decode.
+
+        Where more sequences wait for their first token than would stutter, the few wait for the many: up to
+        `MAX_STRETCH` times the stall.
+        """
+        if num_decoding == 0:
             return self.max_tokens
+        stall_s = self._stall_s * min(MAX_STRETCH, max(1.0, num_prefilling / num_decoding))
         token_s = statistics.median(self._token_s) if self._token_s else self._stall_s
-        affordable = int(min(self.max_tokens, self._stall_s / token_s)) if token_s > 0 else self.max_tokens
+        affordable = int(min(self.max_tokens, stall_s / token_s)) if token_s > 0 else self.max_tokens
         return min(self.max_tokens, max(MIN_CHUNK_TOKENS, affordable))
 
     def observe(self, step: Step, elapsed_s: float) -> None:

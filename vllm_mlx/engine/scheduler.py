@@ -242,8 +242,9 @@ class Scheduler:
 
     def _plan_prefills(self, draft: _Draft, waiting: list[Sequence]) -> None:
         """Chunks of running and waiting sequences, best first, while the budget lasts."""
-        budget = self._pace.budget(is_decoding=bool(draft.decodes))
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
+        num_prefilling = len(prefilling) + min(len(waiting), len(self._free_slots))
+        budget = self._pace.budget(num_decoding=len(draft.decodes), num_prefilling=num_prefilling)
         may_admit = True
         for sequence in heapq.merge(prefilling, tuple(waiting), key=_order):
             size = self._chunk_size(sequence, budget, is_first=not draft.prefills)

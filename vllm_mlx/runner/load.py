@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ def _create_runner(path: Path, config: Config, progress: ProgressCallback) -> Ru
     shapes = [shape for shape in model_layers.shapes if shape.spec.layout == "pages"]
     initial = info.num_pages if found.is_gpu else INITIAL_CPU_PAGES
     pages = PageStore(shapes, num_pages=initial, max_pages=info.num_pages)
+    gc.collect()
+    gc.freeze()  # the libraries' objects live for ever; walking them again and again would stall steps
     return MlxRunner(model, model_layers, info=info, family=family, pages=pages)
 
 

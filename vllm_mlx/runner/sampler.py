@@ -102,11 +102,7 @@ class Sampler:
         logits = self._penalised(logits, slots)
         logits = _biased(logits, slots, rows)
         parameters = self._parameters_of(rows, slots)
-        tokens = mx.argmax(logits, axis=-1)
-        if parameters.draws:
-            drawn = parameters.draw(logits, rows)
-            tokens = mx.where(parameters.is_greedy, tokens, drawn)
-        tokens = tokens.astype(mx.int32)
+        tokens = parameters.choose(logits, rows).astype(mx.int32)
         for i, slot in enumerate(slots):
             if slot.counts is not None:
                 slot.counts = slot.counts.at[tokens[i]].add(1)
@@ -139,8 +135,8 @@ class _Parameters:
     """Sampling parameters of a set of rows, as arrays [rows, 1]."""
 
     def __init__(self, params: Sequence[SamplingParams], seeds: Sequence[int]) -> None:
-        self.draws = any(not p.is_greedy for p in params)
-        self.is_greedy = mx.array([p.is_greedy for p in params])
+        self._num_greedy = sum(p.is_greedy for p in params)
+        self._is_greedy = mx.array([p.is_greedy for p in params])
         column = partial(_column, params)
         self._temperature = column(lambda p: 1.0 if p.is_greedy else p.temperature)
         self._log_min_p = self._top_k = self._top_p = None
@@ -156,7 +152,14 @@ class _Parameters:
         self._num_candidates = max(MIN_CANDIDATES, 1 << (largest - 1).bit_length()) if bounded else None
         self._seeds = mx.array(list(seeds), dtype=mx.uint32)
 
-    def draw(self, logits: mx.array, rows: Sequence[SampledRow]) -> mx.array:
+    def choose(self, logits: mx.array, rows: Sequence[SampledRow]) -> mx.array:
+        """The best token of greedy rows, a draw for the others; token ids [rows]."""
+        if self._num_greedy == 0:
+            return self._draw(logits, rows)
+        best = mx.argmax(logits, axis=-1)
+        return best if self._num_greedy == len(rows) else mx.where(self._is_greedy, best, self._draw(logits, rows))
+
+    def _draw(self, logits: mx.array, rows: Sequence[SampledRow]) -> mx.array:
         """A draw per row of `logits` [rows, vocab]; token ids [rows]."""
         scaled = logits / self._temperature
         if self._log_min_p is not None:
