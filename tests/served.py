@@ -7,9 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import defaultdict
 from pathlib import Path
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
 START_TIMEOUT_S = 300.0
+IDLE_TIMEOUT_S = 240.0
 
 
 class Served:
@@ -70,3 +76,23 @@ class Served:
                 break
         timer.cancel()
         return "".join(lines)
+
+
+def wait_until_idle(server: Served) -> dict[str, float]:
+    """All gauges and counters, labels summed up, once nothing runs or waits."""
+    for _ in range(int(IDLE_TIMEOUT_S / 0.2)):
+        text = httpx.get(f"{server.url}/metrics").text
+        values: dict[str, float] = defaultdict(float)
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                values[sample.name] += sample.value
+        if values["vllm_mlx_requests_running"] == values["vllm_mlx_requests_waiting"] == 0:
+            return values
+        time.sleep(0.2)
+    raise AssertionError("the server did not become idle")
+
+
+def engine_pid(server: Served) -> int:
+    """The engine's process: the child of the server that runs it."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if b"vllm_mlx.cli.engine" in Path(f"/proc/{pid}/cmdline").read_bytes())

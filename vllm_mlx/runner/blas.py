@@ -73,9 +73,11 @@ def describe() -> str:
     if sys.platform != "linux":
         return "BLAS: Accelerate"
     loaded = _loaded_blas()
-    if loaded is None:
-        return "BLAS: reference (slow); install the `cpu` extra or the system's libopenblas0"
-    return f"BLAS: {loaded}"
+    if loaded is not None:
+        return f"BLAS: {loaded}"
+    if find_blas() is not None:
+        return 'BLAS: reference (slow); before starting: eval "$(python -m vllm_mlx.runner.blas)"'
+    return "BLAS: reference (slow); install the `cpu` extra or the system's libopenblas0"
 
 
 def _loaded_blas() -> str | None:
