@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from vllm_mlx.api.wire.base import WireModel
 from vllm_mlx.api.wire.chat_completions import ChatCompletionBody, chat_request
@@ -237,3 +238,20 @@ def models(base: type[WireModel]) -> list[type[WireModel]]:
 @pytest.mark.parametrize("model", models(WireModel))
 def test_every_field_is_described(model: type[WireModel]) -> None:
     assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_first_wrong_message_ends_the_search_for_more() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionBody.model_validate_json(json.dumps({"messages": [*HI, *[5] * 2000]}))
+    assert caught.value.error_count() == 1
+
+
+def test_wrong_message_among_thousands_is_named() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat(messages=[*HI, *[5] * 2000])
+    assert caught.value.param == "messages.1"
+
+
+def test_countless_wrong_fields_are_counted_not_listed() -> None:
+    with pytest.raises(InvalidRequest, match="2000 wrong or unknown fields"):
+        chat(**{f"field_{number}": 1 for number in range(2000)})

@@ -47,7 +47,7 @@ class ResponseFormat(WireModel):
 class ChatCompletionBody(GenerationBody):
     """A conversation to continue."""
 
-    messages: Annotated[list[WireMessage], Field(min_length=1)]
+    messages: Annotated[list[WireMessage], Field(min_length=1, fail_fast=True)]
     """The conversation so far, oldest first."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens to generate; the newer name of `max_tokens`."""

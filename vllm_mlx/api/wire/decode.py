@@ -16,19 +16,24 @@ Body = TypeVar("Body", bound=WireModel)
 Path = tuple[str | int, ...]
 
 _EXPECTED = "Input should be "
+_MAX_MISTAKES = 1000
+"""Listing more than these in full would hold up every other request."""
 
 
 def decode(raw: bytes, model: type[Body]) -> Body:
     """Check a JSON body.
 
     Raises:
-        InvalidRequest: it is not JSON, or not what `model` describes; `param` is the dotted path of the field.
+        InvalidRequest: it is not JSON, or not what `model` describes; `param` is the dotted path of the field, and
+            absent where more fields are wrong than can be looked at without holding up other requests.
     """
     if not raw.strip():
         raise InvalidRequest("The body is empty; a JSON object is required.", code="invalid_json")
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
+        if (count := error.error_count()) > _MAX_MISTAKES:
+            raise InvalidRequest(f"The body has {count} wrong or unknown fields, too many to name one.") from error
         found = error.errors(include_url=False)
     raise explain(found, raw, model)
 

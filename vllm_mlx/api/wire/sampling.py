@@ -72,9 +72,9 @@ class GenerationBody(WireModel):
     """No end of sequence before this many tokens."""
     ignore_eos: bool | None = None
     """Go on to max_tokens whatever the model says."""
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None = None
     """Text, or up to 16 texts, at which generation ends; the text itself is not returned."""
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
     """Tokens at which generation ends."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the request is given up; the server's --timeout if absent."""
