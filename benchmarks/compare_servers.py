@@ -1,6 +1,6 @@
 """Our server against `mlx_lm.server`, side by side: tokens per second, time to first token, overhead.
 
-    python benchmarks/compare_servers.py [--rounds 5] [--tokens 48] [--clients 1 8] [--output results.json]
+    python benchmarks/compare_servers.py [--rounds 5] [--tokens 64] [--output results.json]
 
 Both servers hold the same float32 folder of the demo model, both processes have the same BLAS preloaded, and the rounds
 alternate (ours, theirs, ours, ...), so that a noisy machine is noisy for both. What counts are the ratios of
@@ -47,6 +47,31 @@ class Server:
     name: str
     url: str
     model: str
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """How many clients at once, and at which temperatures."""
+
+    name: str
+    clients: int
+    kind: str
+
+    def temperature(self, number: int, client: int) -> float:
+        """Greedy; one per client, the same in every round; or one per request, never seen before."""
+        match self.kind:
+            case "repeated":
+                return 0.5 + 0.1 * client
+            case "fresh":
+                return 0.5 + 0.1 * client + 0.0001 * (number % 1000)
+        return 0.0
+
+
+SCENARIOS = (
+    Scenario("1 client, greedy", 1, "greedy"),
+    Scenario("8 clients, a temperature each", 8, "repeated"),
+    Scenario("8 clients, temperatures not seen before", 8, "fresh"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ async def wait_ready(server: Server, client: httpx.AsyncClient) -> None:
     raise SystemExit(f"{server.name} did not start")
 
 
-def body(server: Server, number: int, client: int, num_tokens: int, *, varied: bool = False) -> dict[str, Any]:
+def body(server: Server, number: int, client: int, num_tokens: int, *, temperature: float = 0.0) -> dict[str, Any]:
     """A request of about 40 prompt tokens, unlike any other from its first words on."""
     return {
         "model": server.model,
@@ -107,7 +132,7 @@ def body(server: Server, number: int, client: int, num_tokens: int, *, varied: b
             {"role": "user", "content": f"Write a very long story about {TOPICS[(number + client) % len(TOPICS)]}."},
         ],
         "max_tokens": num_tokens,
-        "temperature": 0.5 + 0.1 * client if varied else 0.0,
+        "temperature": temperature,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -134,9 +159,11 @@ async def one_request(server: Server, client: httpx.AsyncClient, request: dict[s
     return num_tokens, first
 
 
-async def run_round(server: Server, client: httpx.AsyncClient, number: int, clients: int, num_tokens: int) -> Round:
-    """All clients at once; with several, each has a temperature of its own."""
-    requests = [body(server, number, i, num_tokens, varied=clients > 1) for i in range(clients)]
+async def run_round(server: Server, client: httpx.AsyncClient, number: int, scenario: Scenario, tokens: int) -> Round:
+    """All clients at once."""
+    requests = [
+        body(server, number, i, tokens, temperature=scenario.temperature(number, i)) for i in range(scenario.clients)
+    ]
     begun = time.perf_counter()
     results = await asyncio.gather(*(one_request(server, client, request) for request in requests))
     elapsed = time.perf_counter() - begun
@@ -211,16 +238,16 @@ async def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
         async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=64)) as client:
             for server in (ours, theirs):
                 await wait_ready(server, client)
-            for clients in arguments.clients:
+            for base, scenario in enumerate(SCENARIOS[arguments.first :], start=1):
                 rounds: dict[str, list[Round]] = {ours.name: [], theirs.name: []}
-                for number in range(1, arguments.rounds + 2):
+                for number in range(arguments.rounds + 1):
                     for server in (ours, theirs):
-                        found = await run_round(server, client, 1000 * clients + number, clients, arguments.tokens)
+                        found = await run_round(server, client, 1000 * base + number, scenario, arguments.tokens)
                         rounds[server.name].append(found)
-                        print(f"{clients} clients, {server.name}: {found.tokens_per_s:.2f} tok/s, "
-                              f"first token {found.ttft_s:.3f} s", flush=True)  # fmt: skip
+                        speed, first = f"{found.tokens_per_s:.2f} tok/s", f"first token {found.ttft_s:.3f} s"
+                        print(f"{scenario.name}: {server.name}: {speed}, {first}", flush=True)
                 # the first round warms both up
-                results[f"{clients} clients"] = summary(rounds[ours.name][1:], rounds[theirs.name][1:])
+                results[scenario.name] = summary(rounds[ours.name][1:], rounds[theirs.name][1:])
             results["one client against bare loops"] = await overhead(ours, client, folder, arguments)
     return results
 
@@ -251,8 +278,8 @@ async def overhead(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--first", type=int, default=0, help="leave out the scenarios before this one")
     parser.add_argument("--port", type=int, default=8410)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()

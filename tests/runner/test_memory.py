@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mlx.core as mx
+import pytest
 from driven import assert_same, prompts, run, run_alone, submit
 
 from vllm_mlx.core.config import Config
@@ -25,6 +26,8 @@ def test_a_decode_step_copies_no_pool(open_runner: Callable[..., Runner]) -> Non
 
 def test_pools_grow_with_use_and_keep_their_contents(open_runner: Callable[..., Runner]) -> None:
     runner = open_runner("llama", num_pages=2_000)
+    if runner.info.backend != "cpu":
+        pytest.skip("a GPU's pools are allocated whole")
     small = runner.memory().pages
     submits = [submit(str(i), prompt) for i, prompt in enumerate(prompts(*[400] * 8))]
     alone = run_alone(runner, submits[:2], config=Config())
@@ -38,5 +41,7 @@ def test_memory_is_given_back_on_close(open_runner: Callable[..., Runner]) -> No
     before = mx.get_active_memory()
     runner = open_runner("llama")
     assert mx.get_active_memory() > before
+    held = mx.get_active_memory() - before
     runner.close()
-    assert mx.get_active_memory() <= before + (1 << 16)
+    mx.synchronize()
+    assert mx.get_active_memory() - before < held / 10
