@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from vllm_mlx.core.config import Config
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fixtures_server import LiveServer
 from fixtures_text import WordScript, write_tokenizer
+from served import Served
+
+from vllm_mlx.core.config import Config
 
 KEY = "sk-contract"
 
@@ -39,7 +36,23 @@ def fake(folder: Path) -> Iterator[Target]:
         yield Target(server.url, server.model, KEY)
 
 
-MAKERS = {"fake": fake}
+def real(folder: Path) -> Iterator[Target]:
+    """The command itself, with the demo model in an engine process."""
+    options = (
+        "--served-model-name",
+        "org/demo",
+        "--api-key",
+        KEY,
+        "--max-model-len",
+        "1024",
+        "--default-temperature",
+        "1",
+    )
+    with Served(folder / "log", "demo", *options) as server:
+        yield Target(server.url, "org/demo", KEY)
+
+
+MAKERS = {"fake": fake, "real": real}
 
 
 @pytest.fixture(scope="session", params=list(MAKERS))
