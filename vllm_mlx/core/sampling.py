@@ -49,25 +49,28 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """None: no log-probabilities. 0: of the chosen token. k: also of the k most likely tokens."""
 
     def __post_init__(self) -> None:
-        _in_range("n", self.n, 1, 128)
+        _whole("n", self.n, 1, 128)
         _in_range("temperature", self.temperature, 0.0, 2.0)
         _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _in_range("top_k", self.top_k, -1, 2**31 - 1)
+        _whole("top_k", self.top_k, -1, 2**31 - 1)
         _in_range("min_p", self.min_p, 0.0, 1.0)
         _in_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, -math.inf, math.inf)
         for token, bias in self.logit_bias.items():
+            _whole("logit_bias", token, -math.inf, math.inf)
             _in_range(f"logit_bias.{token}", bias, -100.0, 100.0)
         if self.seed is not None:
-            _in_range("seed", self.seed, -(2**63), 2**64 - 1)
+            _whole("seed", self.seed, -(2**63), 2**64 - 1)
         if self.max_tokens is not None:
-            _in_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _in_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
+            _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _whole("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if any(not text for text in self.stop):
             raise InvalidRequest("stop must not contain an empty string.", param="stop")
         if self.logprobs is not None:
-            _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+            _whole("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
 
     @property
     def is_greedy(self) -> bool:
@@ -94,6 +97,13 @@ def _in_range(name: str, value: float, low: float, high: float, *, open_low: boo
     """Raise InvalidRequest unless low <= value <= high (low < value if open_low) and value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest(f"{name} must be a number, not {type(value).__name__}.", param=name)
-    if not math.isfinite(value) or value > high or value < low or (open_low and value <= low):
+    if not low <= value <= high or (open_low and value <= low):
         least = f"greater than {low}" if open_low else f"at least {low}"
         raise InvalidRequest(f"{name} must be {least} and at most {high}, not {value}.", param=name)
+
+
+def _whole(name: str, value: float, low: float, high: float) -> None:
+    """Raise InvalidRequest unless `value` is an integer, not merely equal to one, and low <= value <= high."""
+    _in_range(name, value, low, high)
+    if not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be a whole number, not {value}.", param=name)
