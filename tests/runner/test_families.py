@@ -15,9 +15,9 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
 
 LENGTHS = (5, 23, 12, 17, 70, 9)
-OutOfPages = {"gemma2", "deepseek_v3"}
-"""Families whose attention does not pass through the library's entry point; their layers are rows."""
-Unbatched = {"gpt_bigcode", "llama4"}
+OutOfPages = {"gemma2", "gemma4_text", "deepseek_v3"}
+"""Families whose attention does not pass through the library's entry point, or is shared: all rows."""
+Unbatched = {"gemma3n", "gpt_bigcode", "llama4"}
 
 
 def submits_of(max_tokens: int = 12) -> list:

@@ -10,6 +10,7 @@ from driven import assert_same, prompts, run, run_alone, submit
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
+from vllm_mlx.engine.scheduler import Scheduler
 
 
 def test_a_decode_step_copies_no_pool(open_runner: Callable[..., Runner]) -> None:
@@ -45,3 +46,25 @@ def test_memory_is_given_back_on_close(open_runner: Callable[..., Runner]) -> No
     runner.close()
     mx.synchronize()
     assert mx.get_active_memory() - before < held / 10
+
+
+def test_a_step_that_was_not_collected_holds_no_memory_after_close(open_runner: Callable[..., Runner]) -> None:
+    before = mx.get_active_memory()
+    runner = open_runner("llama")
+    scheduler = Scheduler(runner.info, Config())
+    scheduler.submit(submit("a", prompts(40)[0]))
+    step = scheduler.plan()
+    assert step is not None
+    runner.launch(step)
+    runner.close()
+    assert mx.get_active_memory() <= before + (1 << 16)
+
+
+def test_requests_of_one_token_leave_no_memory_behind(open_runner: Callable[..., Runner]) -> None:
+    runner = open_runner("llama")
+    submits = [submit(str(i), prompt, max_tokens=1, logprobs=None) for i, prompt in enumerate(prompts(*[4] * 50))]
+    config = Config(max_num_seqs=1)
+    run(runner, submits, config=config)
+    before = mx.get_active_memory()
+    run(runner, submits, config=config)
+    assert mx.get_active_memory() <= before

@@ -88,6 +88,7 @@ class Engine:
             self._outbox.send(Failed(f"{type(error).__name__}: {error}"))
         finally:
             self.step_started_at = None
+            self._in_flight = None  # it holds on to what the runner is about to free
             _close(runner)
 
     def _loop(self) -> None:

@@ -1,7 +1,8 @@
 """Which layers a model has, how each must be kept, and how large a page is: found out by running one token.
 
 mlx-lm's `make_prompt_cache` names the cache class of every layer; it does not say shapes, nor whether a layer's
-attention goes through the entry point that we bind. A probe run with recording caches tells both.
+attention goes through the entry point that we bind. A probe run with recording caches tells both. A second one tells
+whether anything else reads the keys and values that a cache returns, such as later layers that share them.
 """
 
 from __future__ import annotations
@@ -83,20 +84,58 @@ class _RecordingCache(KVCache):  # type: ignore[misc]
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
 
 
+class _HidingCache(_RecordingCache):
+    """Computes attention itself and returns NaN for keys and values: whoever else reads them spoils the logits."""
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.held = super().update_and_fetch(keys, values)
+        hidden_keys, hidden_values = (mx.full(array.shape, float("nan"), array.dtype) for array in self.held)
+        self.fetched = hidden_keys, hidden_values
+        return hidden_keys, hidden_values
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
+    ) -> mx.array:
+        return super().attend(queries, *self.held, scale=scale, mask=mask, sinks=sinks)
+
+
 def inspect_layers(model: nn.Module, *, batched: bool) -> ModelLayers:
-    """Run one token through `model` and describe its layers; if not `batched`, all of them as the library's own."""
+    """Run a token through `model` and describe its layers; if not `batched`, all of them as the library's own."""
     prototypes = make_prompt_cache(model)
     groups = tuple(len(cache.caches) if isinstance(cache, CacheList) else 0 for cache in prototypes)
-    flat = [part for cache in prototypes for part in (cache.caches if isinstance(cache, CacheList) else (cache,))]
-    probes = [_RecordingCache() if _holds_tokens(part) else part for part in flat]
     layers = ModelLayers((), groups, 0)
+    flat = flat_caches(model)
+    probes = [_RecordingCache() if _holds_tokens(part) else part for part in flat]
     logits = model(mx.array([[0]]), cache=layers.fold(probes))
     mx.eval(logits)
     shapes = tuple(_shape(part, probe) for part, probe in zip(flat, probes, strict=True))
     if not batched or any(shape.spec.layout is Layout.OWN for shape in shapes):
         # One layer that only the library understands forces single-sequence decoding, so all may stay with it.
         shapes = tuple(LayerShape(LayerSpec(Layout.OWN)) for _ in shapes)
+    elif _shares_keys(model, layers, shapes):
+        shapes = tuple(_out_of_pages(shape) for shape in shapes)
     return ModelLayers(shapes, groups, logits.shape[-1])
+
+
+def flat_caches(model: nn.Module) -> list[Any]:
+    """The library's own empty caches of one sequence, composite ones taken apart."""
+    caches = make_prompt_cache(model)
+    return [part for cache in caches for part in (cache.caches if isinstance(cache, CacheList) else (cache,))]
+
+
+def _shares_keys(model: nn.Module, layers: ModelLayers, shapes: tuple[LayerShape, ...]) -> bool:
+    """Whether anything but a layer's own attention reads what a layer in pages returns."""
+    if not any(shape.spec.layout is Layout.PAGES for shape in shapes):
+        return False
+    flat = zip(flat_caches(model), shapes, strict=True)
+    probes = [_HidingCache() if shape.spec.layout is Layout.PAGES else cache for cache, shape in flat]
+    return bool(mx.isnan(model(mx.array([[0]]), cache=layers.fold(probes))).any())
+
+
+def _out_of_pages(shape: LayerShape) -> LayerShape:
+    if shape.spec.layout is not Layout.PAGES:
+        return shape
+    return msgspec.structs.replace(shape, spec=LayerSpec(Layout.ROWS, shape.spec.window))
 
 
 def _holds_tokens(cache: Any) -> bool:

@@ -9,14 +9,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import msgspec
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import CacheList, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.family import Family
 from vllm_mlx.core.step import DecodeRow, MemoryUse, NewSequence, PrefillRow, RunnerInfo, Step, StepResult
 from vllm_mlx.runner import device
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
-from vllm_mlx.runner.layers import ModelLayers
+from vllm_mlx.runner.layers import ModelLayers, flat_caches
 from vllm_mlx.runner.pages import BatchPageView, PageStore, SinglePageView
 from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, SingleRowView, StateBatch
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
@@ -85,8 +85,9 @@ class MlxRunner:
         sampled = self._sample(logits, order)
         slots = tuple(row.slot for row in order)
         written = [*self._written(step), *logits]
-        if sampled is not None and self._info.backend != "cpu":
-            written.append(sampled.tokens)
+        if sampled is not None and (self._info.backend != "cpu" or not step.decodes):
+            # Only a decode reads them: without it, step after step would pile up on graphs that nobody evaluates.
+            written.append(self._last_tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
         self._held_back = launched = Launched(step, sampled, slots, written, marker, launched_at)
         if self._info.backend != "cpu":
@@ -117,6 +118,9 @@ class MlxRunner:
 
     def close(self) -> None:
         """Drop the model and all state."""
+        self._held_back = None
+        self._last_tokens = mx.zeros((1,), mx.int32)  # the old ones may depend on a step that was never computed
+        self._sampler = Sampler(self._layers.vocab_size)
         self._own.clear()
         self._residents = Residents([])
         self._pages = PageStore((), num_pages=0, max_pages=0)
@@ -164,7 +168,7 @@ class MlxRunner:
         layouts = [shape.spec.layout for shape in self._layers.shapes]
         if all(layout is Layout.PAGES for layout in layouts):
             return []
-        flat = zip(_flat_caches(self._model), layouts, strict=True)
+        flat = zip(flat_caches(self._model), layouts, strict=True)
         return [RowCache() if layout is Layout.ROWS else cache for cache, layout in flat if layout is not Layout.PAGES]
 
     def _prefill(self, row: PrefillRow) -> mx.array:
@@ -241,16 +245,10 @@ class MlxRunner:
         return [*self._pages.arrays(), *self._residents.arrays(), *arrays]
 
 
-def _flat_caches(model: nn.Module) -> list[Any]:
-    """The library's own empty caches of one sequence, composite ones taken apart."""
-    caches = make_prompt_cache(model)
-    return [part for cache in caches for part in (cache.caches if isinstance(cache, CacheList) else (cache,))]
-
-
 def _batch_layers(model: nn.Module, layers: ModelLayers) -> list[Any]:
     """What the running batch keeps per layer that is not paged."""
     built: list[Any] = []
-    for cache, shape in zip(_flat_caches(model), layers.shapes, strict=True):
+    for cache, shape in zip(flat_caches(model), layers.shapes, strict=True):
         if shape.spec.layout is Layout.ROWS:
             built.append(RowBatch())
         elif shape.spec.layout is Layout.STATE:
