@@ -121,3 +121,11 @@ def test_truncated_weights_are_one_clear_line(tiny_model: Callable[[str], Path],
     with pytest.raises(ModelError) as caught:
         load(folder)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("stated", [-1, 0, True, "8192"])
+def test_a_context_that_is_no_length_counts_as_not_stated(
+    stated: object, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_model("llama"), tmp_path / "m", max_position_embeddings=stated, text_config="none")
+    assert load(folder, max_model_len=64).info.max_model_len == 64

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_mlx.core.errors import ConfigError
+from vllm_mlx.core.errors import ConfigError, InvalidRequest
+from vllm_mlx.core.sampling import SamplingParams
 
 
 def setting(
@@ -139,12 +140,19 @@ class Config:
         _require(self.download_retries >= 0, "--download-retries must not be negative")
         _require(self.engine_start_attempts >= 1, "--engine-start-attempts must be at least 1")
         _require(self.engine_stall_timeout > 0, "--engine-stall-timeout must be greater than 0")
+        self._check_sampling_defaults()
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
             _require(
                 not choices or value in choices,
                 f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}",
             )
+
+    def _check_sampling_defaults(self) -> None:
+        try:
+            SamplingParams(**self.sampling_defaults)
+        except InvalidRequest as error:
+            raise ConfigError(f"--default-{error.message.replace('_', '-')}") from error
 
     @property
     def model_name(self) -> str:

@@ -199,9 +199,9 @@ def _describe(
 
 def _context_length(settings: dict[str, Any], config: Config) -> int:
     """Longest sequence: the operator's choice, else the model's own limit."""
-    text = settings.get("text_config") or {}
-    found = [value for source in (settings, text) for key in CONTEXT_KEYS if isinstance(value := source.get(key), int)]
-    own = found[0] if found else None
+    sources = [source for source in (settings, settings.get("text_config")) if isinstance(source, dict)]
+    stated = [source.get(key) for source in sources for key in CONTEXT_KEYS]
+    own = next((value for value in stated if type(value) is int and value > 1), None)
     if config.max_model_len is None:
         return own or UNBOUNDED_CONTEXT
     if own is not None and config.max_model_len > own:

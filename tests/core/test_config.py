@@ -1,0 +1,27 @@
+"""Settings that cannot work are refused when the server starts, not at its first request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("setting", "flag"),
+    [
+        ({"default_temperature": 9.0}, "--default-temperature"),
+        ({"default_top_k": -5}, "--default-top-k"),
+        ({"default_repetition_penalty": 0.0}, "--default-repetition-penalty"),
+    ],
+)
+def test_a_sampling_default_out_of_range_is_refused(setting: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ConfigError, match=flag):
+        Config(**setting)
+
+
+def test_sampling_defaults_in_range_are_accepted() -> None:
+    assert Config(default_temperature=0.5, default_top_k=-1).sampling_defaults == {"temperature": 0.5, "top_k": -1}
