@@ -25,3 +25,9 @@ def test_a_sampling_default_out_of_range_is_refused(setting: dict[str, Any], fla
 
 def test_sampling_defaults_in_range_are_accepted() -> None:
     assert Config(default_temperature=0.5, default_top_k=-1).sampling_defaults == {"temperature": 0.5, "top_k": -1}
+
+
+@pytest.mark.parametrize(("field", "flag"), [("model", "--model"), ("api_key", "--api-key")])
+def test_empty_text_is_not_taken_for_absent(field: str, flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag} must not be empty"):
+        Config(**{field: ""})

@@ -118,6 +118,8 @@ class Config:
     """Variables for the chat template, as a JSON object; a request may override each."""
 
     def __post_init__(self) -> None:
+        _require(self.model != "", "--model must not be empty")
+        _require(self.api_key != "", "--api-key must not be empty; leave it out to need none")
         _require(0 <= self.port <= 65535, "--port must be between 0 and 65535")
         _require(self.max_num_seqs >= 1, "--max-num-seqs must be at least 1")
         _require(self.max_waiting >= 0, "--max-waiting must not be negative")
