@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import mlx.core as mx
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from vllm_mlx.core.step import MemoryUse
 
 GIB = 1 << 30
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -40,8 +42,18 @@ def probe() -> Device:
 
 
 def machine_memory_bytes() -> int:
-    """Physical memory of the machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory of the machine, or of the container if that has less."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *(limit for file in CONTAINER_LIMITS if (limit := _read_limit(file)))])
+
+
+def _read_limit(file: Path) -> int | None:
+    """A limit in bytes; None where there is none ('max', or no such file)."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def configure(device: Device, utilization: float) -> None:
