@@ -140,6 +140,14 @@ def test_script_with_a_thread_engine_ends_by_itself() -> None:
     assert done.stdout.splitlines()[-1] == "This LLM is closed."
 
 
+def test_stream_may_end_after_the_model_is_closed() -> None:
+    with vllm_mlx.LLM("demo") as llm:
+        stream = llm.stream("Once", SamplingParams(max_tokens=400, ignore_eos=True))
+        next(stream)
+    stream.close()
+    assert list(stream) == []
+
+
 def test_script_that_forgets_to_close_ends_and_leaves_no_engine() -> None:
     script = (
         "from vllm_mlx import LLM\n"

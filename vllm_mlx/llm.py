@@ -152,7 +152,9 @@ class LLM:
             while (chunk := self._call(_next_chunk(events))) is not None:
                 yield chunk
         finally:
-            self._call(events.aclose())
+            # Python may end a forgotten iterator after `close`, which has stopped the work already.
+            if not self._loop.is_closed:
+                self._call(events.aclose())
 
     def close(self) -> None:
         """End the engine and free its memory. May be called twice; nothing else may be called afterwards."""
@@ -206,6 +208,11 @@ class _LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
 
+    @property
+    def is_closed(self) -> bool:
+        """After `close`: nothing can be called."""
+        return self._loop.is_closed()
+
     def adopt(self, engine: EngineClient) -> None:
         """Stop this engine in `close`."""
         self._engine = engine
@@ -251,9 +258,7 @@ async def _next_chunk(events: EventStream) -> Chunk | None:
     return None
 
 
-async def _answer_all(
-    service: ChatService, requests: Sequence[_Request], most_at_once: int
-) -> list[Collected]:
+async def _answer_all(service: ChatService, requests: Sequence[_Request], most_at_once: int) -> list[Collected]:
     """Every answer, or the first error. No more requests are open at a time than the engine runs together."""
     slots = asyncio.Semaphore(most_at_once)
 
