@@ -79,13 +79,15 @@ class Served:
 
 
 def wait_until_idle(server: Served) -> dict[str, float]:
-    """All gauges and counters, labels summed up, once nothing runs or waits."""
+    """All gauges and counters, labels summed up (also per endpoint), once nothing runs or waits."""
     for _ in range(int(IDLE_TIMEOUT_S / 0.2)):
         text = httpx.get(f"{server.url}/metrics").text
         values: dict[str, float] = defaultdict(float)
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 values[sample.name] += sample.value
+                if endpoint := sample.labels.get("endpoint"):
+                    values[f"{sample.name} {endpoint}"] += sample.value
         if values["vllm_mlx_requests_running"] == values["vllm_mlx_requests_waiting"] == 0:
             return values
         time.sleep(0.2)

@@ -60,7 +60,7 @@ def test_two_hundred_requests_leave_nothing_behind(demo_model: Path, tmp_path: P
             return after[name] - before[name]
 
         assert after["vllm_mlx_pages_used"] == 0
-        assert gained("vllm_mlx_requests_total") == NUM_REQUESTS
+        assert gained("vllm_mlx_requests_total /v1/chat/completions") == NUM_REQUESTS
         assert gained("vllm_mlx_prompt_tokens_total") == sum(prompt for prompt, _ in counts)
         assert gained("vllm_mlx_generation_tokens_total") == sum(output for _, output in counts)
         assert gained("vllm_mlx_engine_restarts_total") == 0
