@@ -27,28 +27,28 @@ class ThreadEngine(BaseClient):
         self._factory = factory
         self._config = config
         self._failure: Failed | None = None
-        self._ended = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     async def start(self) -> RunnerInfo:
         """Load the model on a new thread; see `EngineClient`. May be called once."""
-        if self._loop is not None:
+        if self._thread is not None:
             raise RuntimeError("start() was called before.")
         if self._state is not EngineState.STOPPED:
-            self._loop = asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
             # A daemon, so that a script that forgets to stop the engine can still end.
-            threading.Thread(target=self._run, args=(self._loop,), name="engine", daemon=True).start()
+            self._thread = threading.Thread(target=self._run, args=(loop,), name="engine", daemon=True)
+            self._thread.start()
         return await self._wait_started()
 
     async def stop(self) -> None:
         """End the engine after the step in progress; see `EngineClient`."""
         self._become_stopped()
-        if self._loop is None:
+        if self._thread is None:
             return
         self._inbox.put(Shutdown())
-        try:
-            await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT_S)
-        except TimeoutError:
+        # Joined, not only told of its end: a process that exits while the thread still frees the model is aborted.
+        await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
+        if self._thread.is_alive():
             log.warning("the engine's thread did not end within %.0f s; it is left behind", STOP_TIMEOUT_S)
 
     def _send(self, message: ToEngine) -> None:
@@ -72,7 +72,6 @@ class ThreadEngine(BaseClient):
         failure = self._failure or Failed("The engine's thread ended.")
         self._stats.engine_ended()
         self._give_up(failure.reason, is_model_error=failure.is_model_error)
-        self._ended.set()
 
 
 class _QueueInbox:
