@@ -69,4 +69,5 @@ def test_requests_of_one_token_leave_no_memory_behind(open_runner: Callable[...,
     before = mx.get_active_memory()
     run(runner, submits, config=config)
     mx.synchronize()
-    assert mx.get_active_memory() <= before + (1 << 14)
+    rounding = 0 if runner.info.backend == "cpu" else 1 << 16
+    assert mx.get_active_memory() <= before + rounding
