@@ -72,7 +72,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probabilities before temperature and filters, after penalties and bias are *not* applied."""
+    """Natural-log probabilities of the model itself: before penalties, bias, temperature and filters."""
 
     logprob: float
     top_ids: tuple[int, ...] = ()
