@@ -6,6 +6,7 @@ Sliding windows look back `window` tokens, the current one included, as everywhe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -90,21 +91,29 @@ class SinglePlace:
 class Rectangle:
     """Rows of a decode that are read together, padded to the longest of them."""
 
-    def __init__(self, rows: Integers, table: Integers, *, begins: Integers, positions: Integers, window: int | None):
+    def __init__(
+        self,
+        rows: Integers,
+        table: Integers,
+        *,
+        begins: Integers,
+        positions: Integers,
+        window: int | None,
+        span: Span | None,
+    ) -> None:
         self.index = mx.array(rows)
         """Where the rows stand in the batch."""
         self.num_slots = table.shape[1] * PAGE_SIZE
         """Tokens that the pages of a row have room for."""
         self.length = int((positions - begins).max()) + 1
-        keys = begins[:, None] + np.arange(self.length, dtype=np.int32)[None]
-        mask = keys <= positions[:, None]
-        if window is not None:
-            mask &= keys > (positions - window)[:, None]
-        self.mask = None if mask.all() else mx.array(mask)[:, None, None]
-        """Boolean [rows, 1, 1, length], or None where nothing is hidden."""
-        self.span: Span | None = None
-        """Of a lone row: its exact span, read without padding or mask."""
         self.pages = PoolIndex(table)
+        self.span = span
+        """Of a lone row: its exact span, read without padding or mask."""
+        self.mask: mx.array | None = None
+        """Boolean [rows, 1, 1, length], or None where nothing is hidden."""
+        if span is None:
+            seen = _seen(begins[:, None] + np.arange(self.length, dtype=np.int32)[None], positions, window)
+            self.mask = None if seen.all() else mx.array(seen)[:, None, None]
 
 
 class BatchPlace:
@@ -132,13 +141,11 @@ class BatchPlace:
     def mask(self, window: int | None) -> mx.array:
         """Boolean [rows, 1, 1, longest] over keys from position 0."""
         if window not in self._masks:
-            keys = np.arange(self.longest)[None]
-            mask = keys <= self.positions[:, None]
-            if window is not None:
-                mask &= keys > (self.positions - window)[:, None]
-            self._masks[window] = mx.array(mask)[:, None, None]
+            seen = _seen(np.arange(self.longest, dtype=np.int32)[None], self.positions, window)
+            self._masks[window] = mx.array(seen)[:, None, None]
         return self._masks[window]
 
+    @cached_property
     def whole(self) -> Rectangle:
         """All rows, all positions from 0, in one rectangle."""
         first, num_pages = self._page_range(None)
@@ -170,14 +177,24 @@ class BatchPlace:
         # Columns past a row's own pages read page 0, which the mask hides.
         pages = self._table[rows[:, None], np.minimum(first[rows][:, None] + column, self._table.shape[1] - 1)]
         table = np.where(column < num_pages[rows][:, None], pages, 0).astype(np.int32)
-        positions = self.positions[rows]
-        rectangle = Rectangle(rows, table, begins=first[rows] * PAGE_SIZE, positions=positions, window=window)
+        positions, span = self.positions[rows], None
         if len(rows) == 1:
             end = int(positions[0]) + 1
             begin = 0 if window is None else max(0, end - window)
-            rectangle.span = Span(self._rows[int(rows[0])].page_ids, begin=begin, end=end)
-            rectangle.mask = None
-        return rectangle
+            span = Span(self._rows[int(rows[0])].page_ids, begin=begin, end=end)
+        begins = first[rows] * PAGE_SIZE
+        return Rectangle(rows, table, begins=begins, positions=positions, window=window, span=span)
+
+
+def narrower(one: int | None, other: int | None) -> int | None:
+    """The window that holds where a layer has one and the model asks for another; None is no window."""
+    return min((window for window in (one, other) if window is not None), default=None)
+
+
+def _seen(keys: Integers, positions: Integers, window: int | None) -> NDArray[np.bool_]:
+    """Which of `keys` (positions, [rows or 1, n]) the tokens at `positions` [rows] look at."""
+    seen: NDArray[np.bool_] = keys <= positions[:, None]
+    return seen if window is None else seen & (keys > (positions - window)[:, None])
 
 
 def _slots(pages: Integers, positions: Integers) -> Integers:

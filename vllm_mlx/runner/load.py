@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_mlx import families
+from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ModelError
 from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
@@ -74,7 +75,7 @@ def _create_runner(path: Path, config: Config, progress: ProgressCallback) -> Ru
         raise ModelError(f"{config.model}: the model does not run: {_one_line(error)}") from error
     head.keep_last_position(model, model_layers.vocab_size)
     info = _describe(settings, config, found, model, model_layers, notes)
-    shapes = [shape for shape in model_layers.shapes if shape.spec.layout == "pages"]
+    shapes = [shape for shape in model_layers.shapes if shape.spec.layout is Layout.PAGES]
     initial = info.num_pages if found.is_gpu else INITIAL_CPU_PAGES
     pages = PageStore(shapes, num_pages=initial, max_pages=info.num_pages)
     gc.collect()
@@ -191,7 +192,7 @@ def _describe(
         backend=found.backend,
         device=found.name,
         dtype=str(max(set(floats), key=floats.count)).removeprefix("mlx.core.") if floats else "",
-        batched_decode=all(layer.layout != "own" for layer in spec.layers),
+        batched_decode=all(layer.layout is not Layout.OWN for layer in spec.layers),
         notes=tuple(notes),
         memory=MemoryUse(active=mx.get_active_memory(), weights=sum(array.nbytes for array in weights)),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from vllm_mlx.runner.geometry import BatchPlace, Rectangle, SinglePlace, Span
+from vllm_mlx.runner.geometry import BatchPlace, Rectangle, SinglePlace, Span, narrower
 from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape
 
 
@@ -136,8 +136,8 @@ class SinglePageView:
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys]."""
         own = self._pool.window
-        window = min((w for w in (own, window_size) if w is not None), default=None)
-        return self._place.mask(window, begin=self._place.begin(own), as_array=return_array)
+        begin = self._place.begin(own)
+        return self._place.mask(narrower(own, window_size), begin=begin, as_array=return_array)
 
 
 class BatchPageView:
@@ -157,9 +157,8 @@ class BatchPageView:
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
         """None where the layer's own window says it all, else a boolean [rows, 1, 1, keys from position 0]."""
-        if not return_array and window_size in (None, self._pool.window):
-            return None
-        return self._place.mask(window_size if window_size is not None else self._pool.window)
+        window = narrower(self._pool.window, window_size)
+        return self._place.mask(window) if return_array or window != self._pool.window else None
 
     def owns(self, keys: Any, values: Any) -> bool:
         """Whether `keys` and `values` are what `update_and_fetch` returned."""
@@ -171,7 +170,7 @@ class BatchPageView:
         """Attention [rows, heads, 1, dim] over each row's own tokens."""
         place, window = self._place, self._pool.window
         if mask is not None and mask is not place.mask(window):
-            keys, values = self._pool.read_rectangle(place.whole())
+            keys, values = self._pool.read_rectangle(place.whole)
             return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
         rectangles = place.rectangles(window)
         outputs = []

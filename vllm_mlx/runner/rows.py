@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache
 
-from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
+from vllm_mlx.runner.geometry import BatchPlace, SinglePlace, narrower
 
 CAPACITY_STEP = 256
 """Tokens by which a row's capacity is rounded up."""
@@ -57,8 +57,7 @@ class SingleRowView:
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys]."""
-        window = min((w for w in (self._window, window_size) if w is not None), default=None)
-        return self._place.mask(window, begin=0, as_array=return_array)
+        return self._place.mask(narrower(self._window, window_size), begin=0, as_array=return_array)
 
 
 class BatchRowView:
@@ -84,8 +83,7 @@ class BatchRowView:
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
         """Boolean [rows, 1, 1, longest], with as many axes as the model's scores."""
-        window = min((w for w in (self._window, window_size) if w is not None), default=None)
-        mask = self._place.mask(window)
+        mask = self._place.mask(narrower(self._window, window_size))
         return mask.reshape(mask.shape[0], *[1] * (self._scores_rank - 2), mask.shape[-1])
 
 

@@ -53,6 +53,7 @@ class MlxRunner:
         self._residents = Residents(_batch_layers(model, layers))
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
         self._finished_at = 0.0
+        self._holds_back = info.backend == "cpu"
         self._held_back: Launched | None = None
 
     @property
@@ -85,12 +86,12 @@ class MlxRunner:
         sampled = self._sample(logits, order)
         slots = tuple(row.slot for row in order)
         written = [*self._written(step), *logits]
-        if sampled is not None and (self._info.backend != "cpu" or not step.decodes):
+        if sampled is not None and (not self._holds_back or not step.decodes):
             # Only a decode reads them: without it, step after step would pile up on graphs that nobody evaluates.
             written.append(self._last_tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
         self._held_back = launched = Launched(step, sampled, slots, written, marker, launched_at)
-        if self._info.backend != "cpu":
+        if not self._holds_back:
             self._start_held_back()
         return launched
 
