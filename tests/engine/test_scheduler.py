@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -129,6 +130,14 @@ def test_next_step_is_planned_while_tokens_are_unknown() -> None:
     third = plan(s)
     assert third.decodes[0].position == 4
     assert commit(s, second, 43) == (Output("a", (43,)),)
+
+
+def test_page_table_is_the_same_tuple_until_a_page_is_added() -> None:
+    s = scheduler()
+    s.submit(submit("a", 3))
+    tables = [plan(s).prefills[0].page_ids, *(plan(s).decodes[0].page_ids for _ in range(8))]
+    assert [len(table) for table in tables] == [1, 1, 2, 2, 2, 2, 3, 3, 3]
+    assert all((a is b) == (len(a) == len(b)) for a, b in itertools.pairwise(tables))
 
 
 def test_sequence_that_ends_in_the_step_in_flight_is_not_planned_again() -> None:

@@ -82,7 +82,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     is_model_error: bool = False
 
 
-class Output(msgspec.Struct, frozen=True, tag=True):
+class Output(msgspec.Struct, frozen=True, gc=False, tag=True):
     """New tokens of one sequence; the last one carries `finish`. A stop token is included in `token_ids`."""
 
     request_id: str

@@ -39,13 +39,15 @@ class PrefillRow(msgspec.Struct, frozen=True):
     """Whether the chunk ends the known tokens, so that a next token is sampled from its last logits."""
 
 
-class DecodeRow(msgspec.Struct, frozen=True):
+class DecodeRow(msgspec.Struct, frozen=True, gc=False):
     """Compute the slot's last sampled token and sample the next one."""
 
     slot: int
     position: int
     """Position of that last token; the cache holds exactly this many tokens of the sequence."""
     page_ids: tuple[int, ...]
+    """The sequence's page table; covers at least position + 1 tokens. From step to step it is the same tuple, not only
+    an equal one, until pages are added: a runner that has converted it may ask `is` instead of comparing."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -71,7 +73,7 @@ class Step(msgspec.Struct, frozen=True):
         return len(self.decodes) + sum(len(r.token_ids) for r in self.prefills)
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Natural-log probabilities of the model itself: before penalties, bias, temperature and filters."""
 
     logprob: float

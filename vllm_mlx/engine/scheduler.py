@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NamedTuple
+
+import msgspec
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
@@ -24,7 +25,7 @@ log = get_logger("engine")
 _order = attrgetter("order")
 
 
-class _Row(NamedTuple):
+class _Row(msgspec.Struct, frozen=True, gc=False):
     """What a launched step does for one sequence."""
 
     sequence: Sequence
@@ -33,7 +34,7 @@ class _Row(NamedTuple):
     samples: bool
 
 
-class _Launched(NamedTuple):
+class _Launched(msgspec.Struct, frozen=True):
     """A step that waits for its result."""
 
     step: Step
@@ -306,12 +307,13 @@ class Scheduler:
 
     def commit(self, result: StepResult) -> None:
         """Take in the tokens of the oldest step that is not committed. Raises ValueError if they are not its own."""
-        step, rows = self._launched.popleft()
+        launched = self._launched.popleft()
+        step = launched.step
         if result.number != step.number or len(result.token_ids) != len(step.sampled_slots):
             raise ValueError(f"step {step.number} has {len(step.sampled_slots)} tokens to come, not {result}")
         self._pace.observe(step, result.elapsed_s)
         tokens = zip(result.token_ids, result.logprobs or itertools.repeat(None), strict=False)
-        for row in rows:
+        for row in launched.rows:
             token_id, logprobs = next(tokens) if row.samples else (None, None)
             if row.sequence.is_finished:
                 continue

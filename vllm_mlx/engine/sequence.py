@@ -42,6 +42,12 @@ class Sequence:
     arrived_at: float
     max_len: int
     """Most tokens it can have, prompt and output."""
+    request_id: str = field(init=False)
+    """The name that the API side knows it by."""
+    sampling: SamplingParams = field(init=False)
+    """How its tokens are chosen."""
+    num_prompt: int = field(init=False)
+    """Tokens of the prompt."""
     token_ids: list[int] = field(init=False)
     """Known tokens: prompt, then output."""
     slot: int | None = None
@@ -58,27 +64,15 @@ class Sequence:
     is_finished: bool = False
 
     def __post_init__(self) -> None:
+        self.request_id = self.submit.request_id
+        self.sampling = self.submit.sampling
+        self.num_prompt = len(self.submit.prompt)
         self.token_ids = [*self.submit.prompt.token_ids, *self.submit.resume_token_ids]
-
-    @property
-    def request_id(self) -> str:
-        """The name that the API side knows it by."""
-        return self.submit.request_id
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """How its tokens are chosen."""
-        return self.submit.sampling
 
     @property
     def order(self) -> tuple[int, int]:
         """Smaller goes first: priority, then arrival."""
         return (-self.submit.priority, self.arrival)
-
-    @property
-    def num_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.submit.prompt)
 
     @property
     def num_generated(self) -> int:

@@ -58,6 +58,8 @@ class KVManager:
         """Make the table of `seq_id` cover `num_tokens` tokens; False, and nothing changed, if too few are free."""
         table = self._tables.get(seq_id)
         num_held = len(table.page_ids) if table else 0
+        if table and num_tokens <= num_held * self._page_size:
+            return True
         num_missing = self.pages_for(num_tokens) - num_held
         if num_missing > self._pool.num_free:
             return False
@@ -70,7 +72,10 @@ class KVManager:
     def commit(self, seq_id: str, token_ids: Sequence[int], *, num_computed: int, salt: bytes = b"") -> None:
         """Name the pages that are full: the first `num_computed` of the sequence's `token_ids` are in its pages."""
         table = self._tables[seq_id]
-        num_full = min(num_computed // self._page_size, len(table.page_ids))
+        num_full = num_computed // self._page_size
+        if num_full <= table.num_named:
+            return
+        num_full = min(num_full, len(table.page_ids))
         while table.num_named < num_full:
             start = table.num_named * self._page_size
             tokens = token_ids[start : start + self._page_size]
@@ -85,7 +90,7 @@ class KVManager:
             self._pool.release(page_id)
 
     def page_ids(self, seq_id: str) -> tuple[int, ...]:
-        """The sequence's page table; empty if it has none."""
+        """The sequence's page table; empty if it has none. The same object until pages are added."""
         table = self._tables.get(seq_id)
         return table.page_ids if table else ()
 
