@@ -14,7 +14,7 @@ import pytest
 from driven import prompts, run, submit
 
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.errors import ModelError
+from vllm_mlx.core.errors import ConfigError, ModelError
 from vllm_mlx.core.step import Runner
 from vllm_mlx.runner.load import create_runner_factory
 
@@ -62,18 +62,39 @@ def test_cache_memory_sets_the_number_of_pages(open_runner: Callable[..., Runner
     assert info.num_pages == (2 << 20) // info.cache.page_bytes + 1
 
 
-def test_quantised_weights_are_expanded_exactly_on_a_cpu(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def quantised_llama(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama of 4-bit weights with float16 scales."""
     from mlx_lm.utils import load_model, quantize_model, save_model
 
+    folder = tmp_path_factory.mktemp("quantised")
     model, config = load_model(tiny_model("llama"))
     model.set_dtype(mx.float16)
     model, config = quantize_model(model, config, group_size=32, bits=4)
-    save_model(str(tmp_path), model)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    runner = load(tmp_path)
+    save_model(str(folder), model)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("weights_dtype", "dtype", "note", "tolerance"),
+    [
+        ("auto", "float32", "faster on a CPU", 1e-4),
+        ("stored", "float32", "stay quantised", 1e-4),
+        ("fp32", "float32", "expanded to float32", 1e-4),
+        ("bf16", "bfloat16", "expanded to bfloat16", 0.05),
+        ("fp16", "float16", "expanded to float16", 0.01),
+    ],
+)
+def test_quantised_weights_are_loaded_in_the_form_asked_for(
+    weights_dtype: str, dtype: str, note: str, tolerance: float, quantised_llama: Path
+) -> None:
+    from mlx_lm.utils import load_model
+
+    runner = load(quantised_llama, weights_dtype=weights_dtype)
     if runner.info.backend != "cpu":
-        pytest.skip("weights are expanded on a CPU only")
-    reference, _ = load_model(tmp_path)
+        pytest.skip("what a GPU does by itself depends on what it measures")
+    reference, _ = load_model(quantised_llama)
     reference.set_dtype(mx.float32)
     (prompt,) = prompts(9)
     answer = run(runner, [submit("a", prompt, max_tokens=1)], config=Config())["a"]
@@ -81,8 +102,15 @@ def test_quantised_weights_are_expanded_exactly_on_a_cpu(tiny_model: Callable[[s
     expected = logits - mx.logsumexp(logits)
     assert answer.logprobs[0] is not None
     assert answer.token_ids[0] == mx.argmax(expected).item()
-    assert abs(answer.logprobs[0].logprob - mx.max(expected).item()) < 1e-4
-    assert any("expanded" in note for note in runner.info.notes)
+    assert abs(answer.logprobs[0].logprob - mx.max(expected).item()) < tolerance
+    assert runner.info.dtype == dtype
+    assert any(note in line for line in runner.info.notes)
+
+
+def test_form_and_type_of_weights_must_agree() -> None:
+    with pytest.raises(ConfigError, match=r"--weights-dtype bf16 computes in bfloat16, not in --dtype float16"):
+        Config(weights_dtype="bf16", dtype="float16")
+    assert Config(weights_dtype="bf16", dtype="bfloat16").weights_dtype == "bf16"
 
 
 def test_importing_the_library_keeps_the_file_limit() -> None:

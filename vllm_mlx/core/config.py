@@ -27,6 +27,10 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+EXPANDED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Choices of `weights_dtype` that expand weights, and the `dtype` that goes with each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Settings of one served model."""
@@ -41,6 +45,9 @@ class Config:
     """Allow Python code that comes with the model to run."""
     dtype: str = setting("auto", group="model", choices=("auto", "float32", "bfloat16", "float16"))
     """Type that weights and activations are computed in; auto is the model's own on a GPU and float32 on a CPU."""
+    weights_dtype: str = setting("auto", group="model", choices=("auto", "stored", *EXPANDED_DTYPES))
+    """Form of quantised weights: packed as stored, or expanded at load to a type that is then computed in too; auto
+    expands them on a CPU, and on CUDA where that measures faster and memory allows."""
     max_model_len: int | None = setting(None, group="model", metavar="TOKENS")
     """Longest sequence, prompt and output together; the model's own limit if not given."""
     offline: bool = setting(False, group="model")
@@ -138,6 +145,11 @@ class Config:
         _require(self.max_tokens >= 1, "--max-tokens must be at least 1")
         _require(self.max_request_tokens >= 1, "--max-request-tokens must be at least 1")
         _require(self.max_tokens <= self.max_request_tokens, "--max-tokens must not exceed --max-request-tokens")
+        expanded = EXPANDED_DTYPES.get(self.weights_dtype, self.dtype)
+        _require(
+            self.dtype in ("auto", expanded),
+            f"--weights-dtype {self.weights_dtype} computes in {expanded}, not in --dtype {self.dtype}; leave one out",
+        )
         _require(self.download_timeout >= 1, "--download-timeout must be at least 1")
         _require(self.download_retries >= 0, "--download-retries must not be negative")
         _require(self.engine_start_attempts >= 1, "--engine-start-attempts must be at least 1")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_mlx import families
 from vllm_mlx.core.cachespec import Layout
-from vllm_mlx.core.config import Config
+from vllm_mlx.core.config import EXPANDED_DTYPES, Config
 from vllm_mlx.core.errors import ModelError
 from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
 from vllm_mlx.runner import blas
@@ -41,8 +41,6 @@ LIBRARY_ERRORS = (
     ValueError,
 )
 """What a model folder that does not fit its architecture makes the library raise."""
-DEQUANTISED_SHARE = 0.5
-"""Quantised weights are expanded on a CPU if the result takes at most this part of the memory."""
 
 
 def create_runner_factory(path: Path, config: Config) -> RunnerFactory:
@@ -108,60 +106,29 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, list[str]]:
     """The model with its weights in memory, in the type to compute in, and notes for the banner."""
-    import mlx.core as mx
     import mlx_lm.utils as library
 
+    from vllm_mlx.runner import weights
+
+    memory_bytes = int(found.memory_bytes * config.gpu_memory_utilization) if found.is_gpu else found.memory_bytes
     try:
         model, settings = library.load_model(path, lazy=True, trust_remote_code=config.trust_remote_code)
-        notes = _expand_on_cpu(model, found)
-        if dtype := _compute_dtype(settings, config, found):
-            _cast(model, dtype)
-        mx.eval(model.parameters())
+        dtype = _compute_dtype(settings, config, found)
+        notes = weights.prepare(model, config.weights_dtype, found=found, dtype=dtype, memory_bytes=memory_bytes)
     except LIBRARY_ERRORS as error:
         raise ModelError(f"{config.model} cannot be loaded: {_one_line(error)}") from error
     return model, [blas.describe(), *notes] if not found.is_gpu else notes
-
-
-def _expand_on_cpu(model: nn.Module, found: Device) -> list[str]:
-    """Dequantise on a CPU, where MLX multiplies quantised weights many times slower than float32 ones."""
-    import mlx.core as mx
-    import mlx.nn as nn
-    import mlx_lm.utils as library
-
-    quantised = (nn.QuantizedLinear, nn.QuantizedEmbedding)
-    if found.is_gpu or not any(isinstance(module, quantised) for module in model.modules()):
-        return []
-    num_bytes = library.get_total_parameters(model) * 4
-    if num_bytes > DEQUANTISED_SHARE * found.memory_bytes:
-        return [f"weights stay quantised: {num_bytes >> 30} GiB in float32 would not fit (slow on a CPU)"]
-    _cast(model, mx.float32)  # what comes out has the precision of the scales
-    library.dequantize_model(model)
-    return ["quantised weights expanded to float32 (faster on a CPU)"]
 
 
 def _compute_dtype(settings: dict[str, Any], config: Config, found: Device) -> mx.Dtype | None:
     """The type to compute in: the operator's choice, float32 on a CPU, else what the model states, if it does."""
     import mlx.core as mx
 
-    name = config.dtype
+    name = EXPANDED_DTYPES.get(config.weights_dtype, config.dtype)
     if name == "auto":
         stated = settings.get("dtype") or settings.get("torch_dtype")
         name = str(stated).removeprefix("torch.") if found.is_gpu else "float32"
     return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}.get(name)
-
-
-def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
-    """Give floating-point weights this type; the model may keep some in float32 (`cast_predicate`)."""
-    import mlx.core as mx
-    from mlx.utils import tree_map_with_path
-
-    may_cast = getattr(model, "cast_predicate", lambda _: True)
-
-    def cast(key: str, array: mx.array) -> mx.array:
-        is_float = mx.issubdtype(array.dtype, mx.floating)
-        return array.astype(dtype) if is_float and (dtype == mx.float32 or may_cast(key)) else array
-
-    model.update(tree_map_with_path(cast, model.parameters()))
 
 
 def _describe(
