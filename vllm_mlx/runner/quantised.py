@@ -63,12 +63,10 @@ class FoldRule:
 
     def way(self, rows: int) -> Way:
         """The way for this many rows."""
-        found = Way.STRAIGHT
-        for first, way in self.ranges:
-            if rows < first:
-                break
-            found = way
-        return found
+        for first, way in reversed(self.ranges):
+            if rows >= first:
+                return way
+        return Way.STRAIGHT
 
     @property
     def is_plain(self) -> bool:
@@ -121,8 +119,10 @@ class FoldedLinear(nn.QuantizedLinear):  # type: ignore[misc]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Outputs `[..., out_dims]` of activations `[..., in_dims]`."""
-        matmul = super().__call__  # adds the bias, if there is one
-        return multiply(matmul, x, way=self.rule.way(x.size // x.shape[-1]))
+        if (way := self.rule.way(x.size // x.shape[-1])) is Way.STRAIGHT:
+            result: mx.array = super().__call__(x)
+            return result
+        return multiply(super().__call__, x, way=way)  # with the bias, if there is one
 
 
 class FoldedEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
@@ -132,8 +132,10 @@ class FoldedEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Logits `[..., vocab]` of hidden states `[..., dim]`."""
-        matmul = super().as_linear
-        return multiply(matmul, x, way=self.rule.way(x.size // x.shape[-1]))
+        if (way := self.rule.way(x.size // x.shape[-1])) is Way.STRAIGHT:
+            result: mx.array = super().as_linear(x)
+            return result
+        return multiply(super().as_linear, x, way=way)
 
 
 FOLDED = {nn.QuantizedLinear: FoldedLinear, nn.QuantizedEmbedding: FoldedEmbedding}
