@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
 import mlx.core as mx
 
 from vllm_mlx.runner.kernels import source
+from vllm_mlx.runner.kernels.dialect import build
 from vllm_mlx.runner.kernels.variant import DecodeVariant, geometry
 
 
@@ -21,11 +19,21 @@ class PagedAttention:
     def __init__(self, variant: DecodeVariant, backend: str) -> None:
         self.variant = variant
         self._layout = geometry(variant)
-        sinks = ("sinks",) if variant.has_sinks else ()
-        decode = source.decode_text(variant, self._layout, backend)
-        combine = source.combine_text(variant, backend)
-        self._decode = _build("paged_decode", decode, source.DECODE_INPUTS, source.DECODE_OUTPUTS, backend)
-        self._combine = _build("paged_combine", combine, (*source.COMBINE_INPUTS, *sinks), source.COMBINE_OUTPUTS, backend)
+        combine_inputs = (*source.COMBINE_INPUTS, *(("sinks",) if variant.has_sinks else ()))
+        self._decode = build(
+            "paged_decode",
+            source.decode_text(variant, self._layout, backend),
+            inputs=source.DECODE_INPUTS,
+            outputs=source.DECODE_OUTPUTS,
+            backend=backend,
+        )
+        self._combine = build(
+            "paged_combine",
+            source.combine_text(variant, backend),
+            inputs=combine_inputs,
+            outputs=source.COMBINE_OUTPUTS,
+            backend=backend,
+        )
 
     def __call__(
         self,
@@ -34,20 +42,23 @@ class PagedAttention:
         values: mx.array,
         *,
         table: mx.array,
+        slots: mx.array,
         items: mx.array,
         starts: mx.array,
+        after: mx.array,
         sinks: mx.array | None = None,
     ) -> mx.array:
         """Attention [rows, heads, num_queries, value_dim] of `queries` [rows, heads, num_queries, key_dim].
 
-        `keys` and `values` are pools [kv_heads x pages x page_size, dim]; `table` int32 [rows, pages]; `items` and
-        `starts` as in `DecodePlan`. The keys and values of the queries themselves are in the pools already.
+        `keys` and `values` are pools [kv_heads x pages x page_size, dim]; `table` int32 [slots, pages] is the
+        page table of every slot, `slots` int32 [rows] says whose row it is; `items` and `starts` as in `DecodePlan`.
+        The keys and values of the queries themselves are in the pools already: `after` is the token of their write.
         """
         variant, layout = self.variant, self._layout
         rows, num_items = queries.shape[0], items.shape[0]
         vectors = variant.heads * variant.num_queries
         partial, stats = self._decode(
-            inputs=[queries, keys, values, table, items],
+            inputs=[queries, keys, values, table, slots, items, after],
             output_shapes=[(num_items, vectors, variant.value_dim), (num_items, vectors, 2)],
             output_dtypes=[mx.float32, mx.float32],
             grid=(num_items * layout.threads, variant.kv_heads * layout.query_blocks, 1),
@@ -63,15 +74,3 @@ class PagedAttention:
         )
         result: mx.array = out
         return result
-
-
-def _build(
-    name: str, text: tuple[str, str], inputs: tuple[str, ...], outputs: tuple[str, ...], backend: str
-) -> Any:
-    header, body = text
-    # MLX keeps compiled kernels by name, on CUDA also on disk: another text must have another name.
-    digest = hashlib.sha256(f"{header}\0{body}\0{inputs}".encode()).hexdigest()[:16]
-    make = mx.fast.metal_kernel if backend == "metal" else mx.fast.cuda_kernel
-    return make(
-        name=f"{name}_{digest}", input_names=list(inputs), output_names=list(outputs), header=header, source=body
-    )

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.int32]
 
-MIN_SPAN = 128
+MIN_SPAN = 256
 """Tokens of the smallest item: below that, joining costs more than it brings."""
-TARGET_BLOCKS = 4096
+TARGET_BLOCKS = 2048
 """Blocks that spread the work evenly over any device known to us, several rounds of them."""
 
 

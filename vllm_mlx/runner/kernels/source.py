@@ -1,112 +1,33 @@
-"""The text of the kernels: one body for both backends, between a prelude and an opening of their own.
+"""The text of the decode kernels.
 
 Split-KV attention ("flash decoding", Dao et al. 2023) over pages. The host cuts every row's tokens into items; a
 block computes one item for the query vectors of one KV head and leaves an output that is not normalised, with its
 running maximum and sum; a second kernel joins the items of a row. Scores are kept in units of log2, so that
 exponentials are powers of two.
-
-MLX builds the parameter list: inputs and outputs by name, `X_shape` of every input X whose shape the body names, and on
-Metal the thread attributes that the body names, which is why these stand in the openings and not in the preludes.
 """
 
 from __future__ import annotations
 
+from vllm_mlx.runner.kernels.dialect import UNPACK, header, literal, opening
 from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES, DecodeGeometry, DecodeVariant
 
 LOG2_E = 1.4426950408889634
 COMBINE_WARPS = 8
 
-DECODE_INPUTS = ("queries", "keys", "values", "table", "items")
+DECODE_INPUTS = ("queries", "keys", "values", "table", "slots", "items", "after")
 DECODE_OUTPUTS = ("partial", "stats")
 COMBINE_INPUTS = ("partial", "stats", "starts")
 COMBINE_OUTPUTS = ("out",)
 
-CUDA_PRELUDE = r"""
-#define DEVICE
-#define THREAD
-#define SHARED __shared__
-#define INLINE __device__ __forceinline__
-#define UNROLL _Pragma("unroll")
-#define BARRIER() __syncthreads()
-#define SIMD_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
-#define AS_FLOAT(word) __uint_as_float(word)
-#define EXP2(x) exp2f(x)
-#define TANH(x) tanhf(x)
-#define MAX(a, b) fmaxf(a, b)
-#define TYPE_float32 float
-#define TYPE_float16 __half
-#define TYPE_bfloat16 __nv_bfloat16
-INLINE float2 halves(unsigned int word) { return __half22float2(*reinterpret_cast<const __half2*>(&word)); }
-"""
-
-METAL_PRELUDE = r"""
-#include <metal_stdlib>
-using namespace metal;
-#define DEVICE device
-#define THREAD thread
-#define SHARED threadgroup
-#define INLINE inline
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
-#define SIMD_XOR(value, mask) simd_shuffle_xor(value, ushort(mask))
-#define AS_FLOAT(word) as_type<float>(word)
-#define EXP2(x) exp2(x)
-#define TANH(x) precise::tanh(x)
-#define MAX(a, b) fmax(a, b)
-#define TYPE_float32 float
-#define TYPE_float16 half
-#define TYPE_bfloat16 bfloat16_t
-INLINE float2 halves(uint word) { return float2(as_type<half2>(word)); }
-"""
-
-CUDA_OPENING = r"""
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, thread_index = threadIdx.x;
-  const int block_x = blockIdx.x, block_y = blockIdx.y;
-"""
-
-METAL_OPENING = r"""
-  const int lane = thread_index_in_simdgroup, warp = simdgroup_index_in_threadgroup;
-  const int thread_index = thread_position_in_threadgroup.x;
-  const int block_x = threadgroup_position_in_grid.x, block_y = threadgroup_position_in_grid.y;
-"""
-
-# Chunks are loaded as words and unpacked to floats: two elements per word of 16-bit types, in memory order.
-UNPACK = r"""
-#if CHUNK_WORDS == 4
-typedef uint4 Chunk;
-#define WORDS(chunk) {chunk.x, chunk.y, chunk.z, chunk.w}
-#elif CHUNK_WORDS == 2
-typedef uint2 Chunk;
-#define WORDS(chunk) {chunk.x, chunk.y}
-#else
-typedef unsigned int Chunk;
-#define WORDS(chunk) {chunk}
-#endif
-INLINE void unpack(Chunk chunk, THREAD float* elements) {
-  const unsigned int words[CHUNK_WORDS] = WORDS(chunk);
-  UNROLL for (int i = 0; i < CHUNK_WORDS; ++i) {
-#if FORMAT == 0
-    elements[i] = AS_FLOAT(words[i]);
-#elif FORMAT == 1
-    const float2 pair = halves(words[i]);
-    elements[2 * i] = pair.x;
-    elements[2 * i + 1] = pair.y;
-#else
-    elements[2 * i] = AS_FLOAT(words[i] << 16);
-    elements[2 * i + 1] = AS_FLOAT(words[i] & 0xffff0000u);
-#endif
-  }
-}
-"""
-
 # items [n, 4]: row (-1 where unused), first token, token after the last, position of the row's first query.
+# `after` only orders the launch behind the writes into the pools, of which MLX knows nothing.
 DECODE_BODY = r"""
   const int row = items[4 * block_x];
   if (row < 0) return;
   const int begin = items[4 * block_x + 1], end = items[4 * block_x + 2], position = items[4 * block_x + 3];
   const int kv_head = block_y / QUERY_BLOCKS, first_vector = block_y % QUERY_BLOCKS * VECTORS;
   const int slot = lane / LANES, part = lane % LANES;
-  const int table_row = row * table_shape[1];
+  const int table_row = slots[row] * table_shape[1];
   const size_t head_start = size_t(kv_head) * (keys_shape[0] / KV_HEADS);
   const int lowest = WINDOW > 0 ? max(begin, position + 1 - WINDOW) : begin;
 
@@ -230,15 +151,16 @@ DECODE_BODY = r"""
 COMBINE_BODY = r"""
   const int row = block_x / VECTORS, vector = block_x % VECTORS;
   const int first = starts[row], count = starts[row + 1] - first;
+  const size_t origin = size_t(first) * VECTORS + vector;
   float best = LEAST, total = 0.f;
-  for (int k = lane; k < count; k += 32) best = MAX(best, stats[2 * (size_t(first + k) * VECTORS + vector)]);
+  UNROLL_4 for (int k = lane; k < count; k += 32) best = MAX(best, stats[2 * (origin + size_t(k) * VECTORS)]);
   UNROLL for (int o = 16; o > 0; o /= 2) best = MAX(best, SIMD_XOR(best, o));
 #if HAS_SINKS
   const float sink = float(sinks[vector / NUM_QUERIES]) * LOG2_E;
   best = MAX(best, sink);
 #endif
-  for (int k = lane; k < count; k += 32) {
-    const size_t at = 2 * (size_t(first + k) * VECTORS + vector);
+  UNROLL_4 for (int k = lane; k < count; k += 32) {
+    const size_t at = 2 * (origin + size_t(k) * VECTORS);
     total += EXP2(stats[at] - best) * stats[at + 1];
   }
   UNROLL for (int o = 16; o > 0; o /= 2) total += SIMD_XOR(total, o);
@@ -250,8 +172,8 @@ COMBINE_BODY = r"""
   SHARED float warp_out[WARPS][VALUE_DIM];
   float acc[DIMS];
   UNROLL for (int i = 0; i < DIMS; ++i) acc[i] = 0.f;
-  for (int k = warp; k < count; k += WARPS) {
-    const size_t at = size_t(first + k) * VECTORS + vector;
+  UNROLL_4 for (int k = warp; k < count; k += WARPS) {
+    const size_t at = origin + size_t(k) * VECTORS;
     const float weight = EXP2(stats[2 * at] - best);
     UNROLL for (int i = 0; i < DIMS; ++i) {
       if (i * 32 + lane < VALUE_DIM) acc[i] += weight * partial[at * VALUE_DIM + i * 32 + lane];
@@ -294,10 +216,10 @@ def decode_text(variant: DecodeVariant, layout: DecodeGeometry, backend: str) ->
         "VALUE_DIMS": variant.value_dim // layout.lanes,
         "KEY_CHUNKS": variant.key_dim // layout.lanes // per_chunk,
         "VALUE_CHUNKS": variant.value_dim // layout.lanes // per_chunk,
-        "QUERY_SCALE": _float(query_scale),
-        **({} if variant.softcap is None else {"SOFTCAP": _float(variant.softcap * LOG2_E)}),
+        "QUERY_SCALE": literal(query_scale),
+        **({} if variant.softcap is None else {"SOFTCAP": literal(variant.softcap * LOG2_E)}),
     }
-    return _header(variant, backend, constants, UNPACK), _opening(backend) + DECODE_BODY
+    return header(variant.dtype, backend, constants, UNPACK), opening(backend) + DECODE_BODY
 
 
 def combine_text(variant: DecodeVariant, backend: str) -> tuple[str, str]:
@@ -309,27 +231,6 @@ def combine_text(variant: DecodeVariant, backend: str) -> tuple[str, str]:
         "DIMS": -(-variant.value_dim // 32),
         "WARPS": COMBINE_WARPS,
         "HAS_SINKS": int(variant.has_sinks),
-        "LOG2_E": _float(LOG2_E),
+        "LOG2_E": literal(LOG2_E),
     }
-    return _header(variant, backend, constants, ""), _opening(backend) + COMBINE_BODY
-
-
-def _header(variant: DecodeVariant, backend: str, constants: dict[str, int | str], functions: str) -> str:
-    prelude = {"cuda": CUDA_PRELUDE, "metal": METAL_PRELUDE}[backend]
-    formats = {"float32": 0, "float16": 1, "bfloat16": 2}
-    common = {
-        "FORMAT": formats[variant.dtype],
-        "TYPE": f"TYPE_{variant.dtype}",
-        "LEAST": "-1e30f",  # of running maxima: finite, because fast arithmetic knows no infinities
-        "HIDDEN": "-1e38f",  # of hidden scores: far below any maximum, so that their weight is zero
-    }
-    defines = [f"#define {name} {value}" for name, value in {**common, **constants}.items()]
-    return "\n".join([prelude, *defines, functions])
-
-
-def _opening(backend: str) -> str:
-    return {"cuda": CUDA_OPENING, "metal": METAL_OPENING}[backend]
-
-
-def _float(value: float) -> str:
-    return f"{value:.9e}f"
+    return header(variant.dtype, backend, constants), opening(backend) + COMBINE_BODY

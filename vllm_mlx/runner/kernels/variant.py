@@ -10,7 +10,7 @@ MAX_LANES_PER_TOKEN = 16
 MAX_DIMS_PER_LANE = 24
 MAX_VECTORS = 8
 """Query vectors that share a read of keys and values: registers allow no more."""
-REGISTER_BUDGET = 40
+REGISTER_BUDGET = 16
 """32-bit registers for the keys (and as many for the values) that a lane has under way."""
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -61,7 +61,7 @@ class DecodeGeometry(msgspec.Struct, frozen=True):
     """Query vectors per block."""
     query_blocks: int
     """Blocks per KV head, each with `vectors` of its query vectors."""
-    warps: int = 4
+    warps: int = 2
 
     @property
     def slots(self) -> int:

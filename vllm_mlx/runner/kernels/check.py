@@ -1,0 +1,130 @@
+"""Before a kernel is trusted: run it once on random data and compare with plain operations.
+
+A kernel that does not compile, or whose result differs, is not used: an untested GPU may be slower, never wrong.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+
+from vllm_mlx.runner.kernels import reference
+from vllm_mlx.runner.kernels.decode import PagedAttention
+from vllm_mlx.runner.kernels.paging import PageKernels, PoolFormat
+from vllm_mlx.runner.kernels.plan import num_items, plan_items
+from vllm_mlx.runner.kernels.variant import DecodeVariant
+
+TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 6e-3}
+"""Largest relative error in norm: a few times what the types themselves cost."""
+PADDED = -1
+POSITIONS = (0, 1, 40, 300, 700, PADDED)
+"""Of the rows tried: shorter than a page, exact pages, several items, and padding."""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """How a kernel fared."""
+
+    name: str
+    problem: str | None
+    """Why it is not used; None if it is."""
+    error: float = 0.0
+    """Relative, in norm."""
+
+
+def check_decode(variant: DecodeVariant, backend: str) -> Check:
+    """Compile and run the kernels for a variant, writing through the page kernels."""
+    name = _describe(variant)
+    try:
+        error = _decode_error(variant, backend)
+    except (ValueError, RuntimeError) as failure:  # no layout, or the compiler's own words
+        return Check(name, " ".join(str(failure).split())[:500])
+    if not error <= TOLERANCES[variant.dtype]:  # NaN is no number to be under
+        return Check(name, f"differs from plain operations by {error:.1e} (relative)", error)
+    return Check(name, None, error)
+
+
+def pool_format(variant: DecodeVariant) -> PoolFormat:
+    """The pools that a variant reads."""
+    return PoolFormat(variant.kv_heads, variant.key_dim, variant.value_dim, variant.dtype, variant.page_size)
+
+
+def _decode_error(variant: DecodeVariant, backend: str) -> float:
+    """Relative error of the kernels on random rows; infinite if a pool that was written does not read back."""
+    random = np.random.default_rng(0)
+    pages, paging = _random_tables(variant, random), PageKernels(pool_format(variant), backend)
+    num_pages = 1 + sum(len(table) for table in pages)
+    dtype = getattr(mx, variant.dtype)
+    keys, values = (
+        mx.array(random.standard_normal((variant.kv_heads, num_pages * variant.page_size, dim), np.float32)).astype(dtype)
+        for dim in (variant.key_dim, variant.value_dim)
+    )
+    # Every token of every page is written by the kernel, from a source in another order.
+    pools = [mx.zeros((array.shape[0] * array.shape[1], array.shape[2]), dtype) for array in (keys, values)]
+    mx.eval(pools)
+    order = random.permutation(num_pages * variant.page_size).astype(np.int32)
+    sources = [array[:, mx.array(order)][None] for array in (keys, values)]
+    after = paging.write(*pools, *sources, slots=mx.array(order), after=mx.zeros((1,), mx.int32))
+    table = mx.array(np.arange(num_pages, dtype=np.int32)[None])
+    reads = [paging.read(pool, table, after=after) for pool in pools]
+    if not all(mx.array_equal(read[0], array).item() for read, array in zip(reads, (keys, values), strict=True)):
+        return float("inf")
+    shape = (len(POSITIONS), variant.heads, variant.num_queries, variant.key_dim)
+    queries = mx.array(random.standard_normal(shape, np.float32)).astype(dtype)
+    sinks = mx.array(random.standard_normal(variant.heads, np.float32)).astype(dtype) if variant.has_sinks else None
+    out = _run(variant, backend, queries, pools, pages, after, sinks).astype(mx.float32)
+    flat = [array.reshape(-1, array.shape[-1]) for array in (keys, values)]
+    expected = reference.attention(variant, queries, *flat, tables=pages, positions=POSITIONS, sinks=sinks)
+    difference = mx.linalg.norm((out - expected).reshape(-1)) / mx.linalg.norm(expected.reshape(-1))
+    return float(difference.item())
+
+
+def _run(
+    variant: DecodeVariant,
+    backend: str,
+    queries: mx.array,
+    pools: list[mx.array],
+    pages: list[list[int]],
+    after: mx.array,
+    sinks: mx.array | None,
+) -> mx.array:
+    slots = np.arange(len(pages), dtype=np.int32)[::-1].copy()
+    table = np.zeros((len(pages), max(map(len, pages))), np.int32)
+    for slot, ids in zip(slots, pages, strict=True):
+        table[slot, : len(ids)] = ids
+    plan = plan_items(
+        np.asarray(POSITIONS, np.int32),
+        capacity=num_items(len(pages), kv_heads=variant.kv_heads),
+        page_size=variant.page_size,
+        num_queries=variant.num_queries,
+        window=variant.window,
+    )
+    return PagedAttention(variant, backend)(
+        queries,
+        *pools,
+        table=mx.array(table),
+        slots=mx.array(slots),
+        items=mx.array(plan.items),
+        starts=mx.array(plan.starts),
+        after=after,
+        sinks=sinks,
+    )
+
+
+def _random_tables(variant: DecodeVariant, random: np.random.Generator) -> list[list[int]]:
+    """Pages of the rows, all different, in no order; page 0 belongs to nobody."""
+    counts = [-(-(position + variant.num_queries) // variant.page_size) if position >= 0 else 0 for position in POSITIONS]
+    ids = (1 + random.permutation(sum(counts))).tolist()
+    starts = np.cumsum([0, *counts])
+    return [ids[start : start + count] for start, count in zip(starts, counts, strict=False)]
+
+
+def _describe(variant: DecodeVariant) -> str:
+    dims = f"{variant.key_dim}" if variant.key_dim == variant.value_dim else f"{variant.key_dim}/{variant.value_dim}"
+    extras = [
+        f"window {variant.window}" if variant.window else "",
+        "sinks" if variant.has_sinks else "",
+        f"{variant.num_queries} queries" if variant.num_queries > 1 else "",
+    ]
+    words = [f"decode {dims}", f"{variant.heads}/{variant.kv_heads} heads", variant.dtype, *filter(None, extras)]
+    return ", ".join(words)
