@@ -189,7 +189,7 @@ def main() -> None:
         crowds = [Crowd(rows, context, num_steps=given.rounds * given.steps) for context in given.contexts]
         rounds = [[measure(c, num_steps=given.steps, inputs=inputs) for c in crowds] for _ in range(given.rounds)]
         lines += [min(found, key=lambda m: m.total) for found in zip(*rounds, strict=True)]
-        print(f"{rows} rows: {[round(line.total) for line in lines[-len(crowds):]]} us", file=sys.stderr)
+        print(f"{rows} rows: {[round(line.total) for line in lines[-len(crowds) :]]} us", file=sys.stderr)
     print_table(lines)
     if given.output:
         given.output.write_text(json.dumps([asdict(line) for line in lines], indent=1), encoding="utf-8")

@@ -6,10 +6,11 @@ Usage: python tools/docs.py [--check]
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vllm_mlx.cli.compat import NO_LONGER_NEEDED, NOT_SUPPORTED_YET, OldFlag
-from vllm_mlx.cli.parser import COMMANDS, EPILOG
+from vllm_mlx.cli.parser import COMMANDS, EPILOG, Command, build_parser
 from vllm_mlx.cli.settings import GROUPS, Setting, settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,8 +43,10 @@ def cli_page() -> str:
         for group in command.groups:
             rows = [_flag_row(setting) for setting in settings([group])]
             parts.append(f"**{GROUPS[group]}**\n\n" + _table(("Flag", "Default", "Meaning"), rows))
+        for title, own in _own_flags(command):
+            parts.append(f"**{title}**\n\n" + _table(("Flag", "Meaning"), own))
     parts.append(
-        "## Flags of earlier releases\n\n`serve` accepts these and says that they have no effect:\n\n"
+        "## Flags of earlier releases\n\n`serve` and `bench` accept these and say that they have no effect:\n\n"
         + _table(("Flag", "Why"), [(_old(flag), flag.notice) for flag in NO_LONGER_NEEDED])
     )
     parts.append(
@@ -71,6 +74,15 @@ def stale() -> list[str]:
         for path, text in pages().items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
+
+
+def _own_flags(command: Command) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """Groups of flags that are no settings: title and rows."""
+    usual = {*GROUPS.values(), "positional arguments", "options"}
+    for group in build_parser(command)._action_groups:
+        if group.title not in usual:
+            actions = group._group_actions
+            yield str(group.title), [(f"`{a.option_strings[-1]} {a.metavar}`", _cell(a.help or "")) for a in actions]
 
 
 def _flag_row(setting: Setting) -> tuple[str, ...]:

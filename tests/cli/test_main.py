@@ -13,6 +13,8 @@ from vllm_mlx.cli.main import main
 from vllm_mlx.cli.parser import COMMANDS
 from vllm_mlx.cli.settings import settings
 
+NAMES = ", ".join(command.name for command in COMMANDS)
+
 
 @pytest.mark.parametrize("flag", ["-V", "--version"])
 def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,8 +49,8 @@ def test_help_of_a_command_names_its_settings(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["serv"], "vllm-mlx: error: unknown command 'serv' (serve, chat, download); did you mean serve?"),
-        (["--port", "1"], "vllm-mlx: error: a command must come before flags (serve, chat, download)"),
+        (["serv"], f"vllm-mlx: error: unknown command 'serv' ({NAMES}); did you mean serve?"),
+        (["--port", "1"], f"vllm-mlx: error: a command must come before flags ({NAMES})"),
         (["serve", "--port", "x"], "vllm-mlx: error: --port: 'x' is not a whole number"),
         (["serve", "--prot", "1"], "vllm-mlx: error: unknown flag --prot; did you mean --port?"),
         (["serve", "--rate-limit", "5"], "vllm-mlx: error: --rate-limit: not supported yet (rate limits)"),
@@ -64,7 +66,7 @@ def test_wrong_command_line_is_one_line_and_code_2(
     assert captured.err.splitlines() == [line]
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "download"])
+@pytest.mark.parametrize("command", ["serve", "chat", "bench", "download"])
 @pytest.mark.parametrize("model", ["./no-such-folder", "no-such-model.gguf", "not a name"])
 def test_unknown_model_is_one_line_and_code_2(
     command: str, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -58,10 +59,10 @@ def _run(arguments: list[str]) -> int:
     config = make_config(vars(namespace), os.environ)
     for line in [*getattr(namespace, "notices", []), *unknown_variables(os.environ)]:
         print(f"vllm-mlx: note: {line}", file=sys.stderr)
-    return _dispatch(command.name, config)
+    return _dispatch(command.name, config, namespace)
 
 
-def _dispatch(name: str, config: Config) -> int:
+def _dispatch(name: str, config: Config, given: argparse.Namespace) -> int:
     """Run the command; each brings its own imports, so that none pays for another's."""
     if name == "serve":
         from vllm_mlx.cli.serve import serve
@@ -71,6 +72,11 @@ def _dispatch(name: str, config: Config) -> int:
         from vllm_mlx.cli.chat import chat
 
         return chat(config)
+    if name == "bench":
+        from vllm_mlx.cli.bench import bench
+        from vllm_mlx.cli.bench_options import BenchOptions
+
+        return bench(config, BenchOptions.of(given))
     if name == "download":
         from vllm_mlx.cli.download import download
 

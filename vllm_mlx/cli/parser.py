@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
+from vllm_mlx.cli.bench_options import add_bench_flags
 from vllm_mlx.cli.compat import add_old_flags
 from vllm_mlx.cli.settings import GROUPS, add_arguments, did_you_mean, settings
 from vllm_mlx.core.errors import ConfigError
@@ -25,6 +26,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("serve", "Serve a model over HTTP.", tuple(GROUPS)),
     Command("chat", "Talk to a model in the terminal.", ("model", "engine", "defaults")),
+    Command("bench", "Measure a model's engine, without HTTP.", ("model", "engine")),
     Command("download", "Fetch a model without serving it.", ("model",)),
 )
 
@@ -53,7 +55,9 @@ def build_parser(command: Command) -> argparse.ArgumentParser:
         help="A local folder, a Hugging Face id, a .gguf file, or `demo` (the same as --model).",
     )
     add_arguments(parser, settings(command.groups))
-    if command.name == "serve":
+    if command.name == "bench":
+        add_bench_flags(parser)
+    if command.name in ("serve", "bench"):
         add_old_flags(parser)
     if command.name == "download":
         parser.add_argument("--timeout", dest="download_timeout", default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -22,8 +22,8 @@ TOKENIZERS = (
 )
 
 
-def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Raise ModelError unless `folder` has a config.json, all its weights as safetensors, and a tokenizer."""
+def check_folder(folder: Path, *, trust_remote_code: bool = False, needs_tokenizer: bool = True) -> None:
+    """Raise ModelError unless `folder` has a config.json, all its weights as safetensors, and a tokenizer if needed."""
     config = _check_config(folder)
     if config.get("model_file") is not None and not trust_remote_code:
         raise ModelError(
@@ -32,7 +32,8 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
         )
     for path in _weight_files(folder):
         shards.check_file(path)
-    _check_tokenizer(folder)
+    if needs_tokenizer:
+        _check_tokenizer(folder)
 
 
 def is_whole(folder: Path) -> bool:

@@ -25,8 +25,8 @@ class ModelFiles(msgspec.Struct, frozen=True):
     """'local', 'hub', 'gguf' or 'demo'."""
 
 
-def resolve(config: Config, *, progress: ProgressCallback) -> ModelFiles:
-    """Find, download or convert `config.model`.
+def resolve(config: Config, *, progress: ProgressCallback, needs_tokenizer: bool = True) -> ModelFiles:
+    """Find, download or convert `config.model`; who works with token ids only needs no tokenizer in it.
 
     Raises ModelError with one line that says what is wrong and what to do.
     """
@@ -47,7 +47,7 @@ def resolve(config: Config, *, progress: ProgressCallback) -> ModelFiles:
         from vllm_mlx.models.hub import download
 
         path = download(config, progress=progress)
-    check_folder(path, trust_remote_code=config.trust_remote_code)
+    check_folder(path, trust_remote_code=config.trust_remote_code, needs_tokenizer=needs_tokenizer)
     return ModelFiles(path=path, name=name, source=source)
 
 
