@@ -28,6 +28,11 @@ class PoolIndex:
         self._within = within
         self._known: dict[tuple[int, int], mx.array] = {}
 
+    @cached_property
+    def within(self) -> mx.array:
+        """The same for every head."""
+        return mx.array(self._within)
+
     def of(self, heads: int, size: int) -> mx.array:
         """Indices for pools of `heads` parts of `size` things each."""
         if (heads, size) not in self._known:
@@ -123,15 +128,22 @@ class BatchPlace:
         self._rows = rows
         self.positions = np.asarray([row.position for row in rows], dtype=np.int32)
         self.offset = mx.array(self.positions)
-        self._table = np.zeros((len(rows), max(len(row.page_ids) for row in rows)), dtype=np.int32)
-        for i, row in enumerate(rows):
-            self._table[i, : len(row.page_ids)] = row.page_ids
-        if self._table.size:
-            pages = self._table[np.arange(len(rows)), self.positions // PAGE_SIZE]
-            self.writes = PoolIndex(_slots(pages, self.positions))
         self._plans: dict[int | None, list[Rectangle]] = {}
         self._orders: dict[int | None, mx.array] = {}
         self._masks: dict[int | None, mx.array] = {}
+
+    @cached_property
+    def writes(self) -> PoolIndex:
+        """Where the rows' new tokens go."""
+        pages = [row.page_ids[row.position // PAGE_SIZE] for row in self._rows]
+        return PoolIndex(_slots(np.asarray(pages, dtype=np.int32), self.positions))
+
+    @cached_property
+    def _table(self) -> Integers:
+        table = np.zeros((len(self._rows), max(len(row.page_ids) for row in self._rows)), dtype=np.int32)
+        for i, row in enumerate(self._rows):
+            table[i, : len(row.page_ids)] = row.page_ids
+        return table
 
     @property
     def longest(self) -> int:
@@ -184,11 +196,6 @@ class BatchPlace:
             span = Span(self._rows[int(rows[0])].page_ids, begin=begin, end=end)
         begins = first[rows] * PAGE_SIZE
         return Rectangle(rows, table, begins=begins, positions=positions, window=window, span=span)
-
-
-def narrower(one: int | None, other: int | None) -> int | None:
-    """The window that holds where a layer has one and the model asks for another; None is no window."""
-    return min((window for window in (one, other) if window is not None), default=None)
 
 
 def _seen(keys: Integers, positions: Integers, window: int | None) -> NDArray[np.bool_]:

@@ -19,6 +19,17 @@ from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
 PAGE_SIZE = 32
 
 
+class AttentionShape(msgspec.Struct, frozen=True):
+    """What a layer's attention is called with while it decodes."""
+
+    heads: int
+    """Query heads."""
+    scale: float
+    has_sinks: bool
+    has_mask: bool
+    """A mask is handed over although the layer's own window says it all: no kernel knows what it hides."""
+
+
 class LayerShape(msgspec.Struct, frozen=True):
     """One flattened layer: its spec and, where it holds keys and values, their heads, sizes and type."""
 
@@ -27,6 +38,8 @@ class LayerShape(msgspec.Struct, frozen=True):
     key_dim: int = 0
     value_dim: int = 0
     dtype: mx.Dtype | None = None
+    attention: AttentionShape | None = None
+    """How the layer attends, if its attention goes through the bound entry point."""
 
 
 class ModelLayers(msgspec.Struct, frozen=True):
@@ -51,6 +64,10 @@ class ModelLayers(msgspec.Struct, frozen=True):
                 at += 1
         return folded
 
+    def out_of_pages(self) -> ModelLayers:
+        """The same layers with rows in place of pages."""
+        return msgspec.structs.replace(self, shapes=tuple(_out_of_pages(shape) for shape in self.shapes))
+
     def cache_spec(self) -> CacheSpec:
         """What the engine needs to know."""
         page_bytes = sum(
@@ -62,12 +79,18 @@ class ModelLayers(msgspec.Struct, frozen=True):
 
 
 class _RecordingCache(KVCache):  # type: ignore[misc]
-    """A single-sequence cache that notes whether the bound entry point received the keys it returned."""
+    """A single-sequence cache that notes how the bound entry point is called with the keys it returned, if it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
         super().__init__()
+        self.window = window
         self.fetched: Any = None
-        self.is_bound = False
+        self.attention: AttentionShape | None = None
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """None, as while decoding, where the layer's own window is all that is asked for."""
+        is_own = narrower(self.window, window_size) == self.window
+        return None if is_own and not return_array else mx.ones((num_tokens, self.offset + num_tokens), mx.bool_)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.fetched = super().update_and_fetch(keys, values)
@@ -80,7 +103,7 @@ class _RecordingCache(KVCache):  # type: ignore[misc]
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
     ) -> mx.array:
-        self.is_bound = True
+        self.attention = AttentionShape(queries.shape[1], scale, sinks is not None, mask is not None)
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
 
 
@@ -105,7 +128,7 @@ def inspect_layers(model: nn.Module, *, batched: bool) -> ModelLayers:
     groups = tuple(len(cache.caches) if isinstance(cache, CacheList) else 0 for cache in prototypes)
     layers = ModelLayers((), groups, 0)
     flat = flat_caches(model)
-    probes = [_RecordingCache() if _holds_tokens(part) else part for part in flat]
+    probes = [_RecordingCache(_window(part)) if _holds_tokens(part) else part for part in flat]
     logits = model(mx.array([[0]]), cache=layers.fold(probes))
     mx.eval(logits)
     shapes = tuple(_shape(part, probe) for part, probe in zip(flat, probes, strict=True))
@@ -143,14 +166,24 @@ def _holds_tokens(cache: Any) -> bool:
     return type(cache) is KVCache or (type(cache) is RotatingKVCache and cache.keep == 0)
 
 
+def _window(cache: Any) -> int | None:
+    return cache.max_size if isinstance(cache, RotatingKVCache) else None
+
+
+def narrower(one: int | None, other: int | None) -> int | None:
+    """The window that holds where a layer has one and the model asks for another; None is no window."""
+    return min((window for window in (one, other) if window is not None), default=None)
+
+
 def _shape(cache: Any, probe: Any) -> LayerShape:
     if isinstance(probe, _RecordingCache):
-        window = cache.max_size if isinstance(cache, RotatingKVCache) else None
+        window = _window(cache)
         if probe.keys is None:
             return LayerShape(LayerSpec(Layout.ROWS, window))
-        layout = Layout.PAGES if probe.is_bound else Layout.ROWS
+        layout = Layout.ROWS if probe.attention is None else Layout.PAGES
         _, heads, _, key_dim = probe.keys.shape
-        return LayerShape(LayerSpec(layout, window), heads, key_dim, probe.values.shape[-1], probe.keys.dtype)
+        spec, value_dim = LayerSpec(layout, window), probe.values.shape[-1]
+        return LayerShape(spec, heads, key_dim, value_dim, probe.keys.dtype, probe.attention)
     if isinstance(cache, ArraysCache):
         return LayerShape(LayerSpec(Layout.STATE))
     return LayerShape(LayerSpec(Layout.OWN))

@@ -13,8 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from vllm_mlx.runner.geometry import BatchPlace, Rectangle, SinglePlace, Span, narrower
-from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape
+from vllm_mlx.runner.geometry import BatchPlace, Rectangle, SinglePlace, Span
+from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
 
 
 class Pool:
@@ -44,10 +44,10 @@ class Pool:
             setattr(self, name, pages.reshape(self.heads * self.num_pages * PAGE_SIZE, -1))
 
     def write(self, place: SinglePlace | BatchPlace, keys: mx.array, values: mx.array) -> None:
-        """Store keys and values [heads, tokens, dim] where `place` says."""
+        """Store keys and values [rows, heads, tokens, dim] where `place` says; rows or tokens are 1."""
         index = place.writes.of(self.heads, self.num_pages * PAGE_SIZE)
-        self.keys[index] = keys
-        self.values[index] = values
+        self.keys[index] = _by_head(keys)
+        self.values[index] = _by_head(values)
 
     def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
         """Keys and values [1, heads, tokens, dim] of a span."""
@@ -128,7 +128,7 @@ class SinglePageView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [1, heads, tokens, dim] and return all that the chunk may look at."""
-        self._pool.write(self._place, keys[0], values[0])
+        self._pool.write(self._place, keys, values)
         if self._place.start == 0:
             return keys, values
         return self._pool.read_span(self._place.span(self._pool.window))
@@ -151,7 +151,7 @@ class BatchPageView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, 1, dim]. What is returned only marks the layer: `attend` does the reading."""
-        self._pool.write(self._place, _by_head(keys), _by_head(values))
+        self._pool.write(self._place, keys, values)
         self._fetched = keys, values
         return self._fetched
 
@@ -184,5 +184,5 @@ class BatchPageView:
 
 
 def _by_head(rows: mx.array) -> mx.array:
-    """[rows, heads, 1, dim] as [heads, rows, dim]."""
-    return rows[:, :, 0].swapaxes(0, 1)
+    """[rows, heads, 1, dim] as [heads, rows, dim], or [1, heads, tokens, dim] as [heads, tokens, dim]."""
+    return rows[0] if rows.shape[0] == 1 else rows[:, :, 0].swapaxes(0, 1)

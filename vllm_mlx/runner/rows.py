@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache
 
-from vllm_mlx.runner.geometry import BatchPlace, SinglePlace, narrower
+from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
+from vllm_mlx.runner.layers import narrower
 
 CAPACITY_STEP = 256
 """Tokens by which a row's capacity is rounded up."""

@@ -1,16 +1,12 @@
 """Next tokens for all rows in one device call.
 
-Order: penalties and bias, temperature, min_p, top_k, top_p, draw. Work that no row asks for is left out of the graph:
-a batch of greedy rows costs one argmax. Parameters are arrays, so that new values never compile anything.
-
-Draws use the Gumbel-max trick with noise from a counter-based generator keyed by (seed, position): what a row draws
-depends on its own seed, position and logits alone, not on its neighbours, its place in the batch or its past.
+Order: penalties and bias, then as in `drawing`. Work that no row asks for is left out of the graph: a batch of greedy
+rows costs one argmax.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -18,9 +14,10 @@ import msgspec
 
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import NewSequence, TokenLogprobs
+from vllm_mlx.runner.drawing import NEGATIVE_INFINITY, Drawing, Draws, choose, compiled_drawing, draws_of
 
-NEGATIVE_INFINITY = float("-inf")
-MIN_CANDIDATES = 64
+PADDING = SamplingParams(temperature=0.0)
+"""Of rows that are there for the shape's sake."""
 
 
 class SampledRow(msgspec.Struct, frozen=True):
@@ -76,6 +73,12 @@ class _Slot:
             self.counts = _count(new.token_ids[new.num_prompt :], vocab_size)
             self.seen = _count(new.token_ids[: new.num_prompt], vocab_size) > 0
 
+    def is_plain(self, position: int) -> bool:
+        """Whether the token at `position` is chosen from the model's own logits, and no log-probability is asked."""
+        if self.counts is not None or self.bias_ids is not None or self.params.logprobs is not None:
+            return False
+        return self.stop_ids is None or position - self.num_prompt >= self.params.min_tokens
+
 
 class Sampler:
     """Keeps each slot's parameters and token counts on the device."""
@@ -83,17 +86,17 @@ class Sampler:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._slots: dict[int, _Slot] = {}
-        self._parameters: tuple[tuple[int, ...], _Parameters] | None = None
+        self._draws: tuple[tuple[Any, ...], Drawing, Draws] | None = None
 
     def add(self, new: NewSequence) -> None:
         """A sequence takes a slot."""
         self._slots[new.slot] = _Slot(new, self._vocab_size)
-        self._parameters = None
+        self._draws = None
 
     def remove(self, slot: int) -> None:
         """The slot's sequence is gone."""
         self._slots.pop(slot, None)
-        self._parameters = None
+        self._draws = None
 
     def sample(self, logits: mx.array, rows: Sequence[SampledRow]) -> Sampled:
         """Choose a token per row of `logits` [rows, vocab]. Nothing is evaluated."""
@@ -101,19 +104,31 @@ class Sampler:
         logits = raw = logits.astype(mx.float32)
         logits = self._penalised(logits, slots)
         logits = _biased(logits, slots, rows)
-        parameters = self._parameters_of(rows, slots)
-        tokens = parameters.choose(logits, rows).astype(mx.int32)
+        drawing, draws = self._draws_of(rows, num_padded=0)
+        positions = mx.array([row.position for row in rows], dtype=mx.uint32)
+        tokens = choose(drawing, logits, draws, positions=positions)
         for i, slot in enumerate(slots):
             if slot.counts is not None:
                 slot.counts = slot.counts.at[tokens[i]].add(1)
         return Sampled(tokens, _logprobs(raw, tokens, slots))
 
-    def _parameters_of(self, rows: Sequence[SampledRow], slots: Sequence[_Slot]) -> _Parameters:
-        """Arrays for these rows; kept while the same slots are sampled."""
-        key = tuple(row.slot for row in rows)
-        if self._parameters is None or self._parameters[0] != key:
-            self._parameters = (key, _Parameters([slot.params for slot in slots], [slot.seed for slot in slots]))
-        return self._parameters[1]
+    def compiled(self, rows: Sequence[SampledRow], *, num_rows: int) -> tuple[Drawing, Draws] | None:
+        """What a compiled step needs to choose the tokens of `rows`, padded to `num_rows`; None if it cannot."""
+        if not all(self._slots[row.slot].is_plain(row.position) for row in rows):
+            return None
+        drawing, draws = self._draws_of(rows, num_padded=num_rows - len(rows))
+        preset = compiled_drawing(drawing)
+        return None if preset is None else (preset, draws)
+
+    def _draws_of(self, rows: Sequence[SampledRow], *, num_padded: int) -> tuple[Drawing, Draws]:
+        """Parameters of these rows and of padding behind them; kept while the same slots are sampled."""
+        key = (num_padded, *(row.slot for row in rows))
+        if self._draws is None or self._draws[0] != key:
+            slots = [self._slots[row.slot] for row in rows]
+            params = [slot.params for slot in slots] + [PADDING] * num_padded
+            seeds = [slot.seed for slot in slots] + [0] * num_padded
+            self._draws = (key, Drawing.of([slot.params for slot in slots]), draws_of(params, seeds))
+        return self._draws[1:]
 
     def _penalised(self, logits: mx.array, slots: Sequence[_Slot]) -> mx.array:
         """Repetition (multiplicative, CTRL), frequency and presence penalties (additive, OpenAI)."""
@@ -129,75 +144,6 @@ class Sampler:
         repeated = mx.where(logits > 0, logits / repetition, logits * repetition)
         logits = mx.where(seen, repeated, logits)
         return logits - counts * frequency - (counts > 0) * presence
-
-
-class _Parameters:
-    """Sampling parameters of a set of rows, as arrays [rows, 1]."""
-
-    def __init__(self, params: Sequence[SamplingParams], seeds: Sequence[int]) -> None:
-        self._num_greedy = sum(p.is_greedy for p in params)
-        self._is_greedy = mx.array([p.is_greedy for p in params])
-        column = partial(_column, params)
-        self._temperature = column(lambda p: 1.0 if p.is_greedy else p.temperature)
-        self._log_min_p = self._top_k = self._top_p = None
-        drawing = [p for p in params if not p.is_greedy]
-        if any(p.min_p > 0 for p in drawing):
-            self._log_min_p = mx.log(column(lambda p: p.min_p))
-        if any(p.top_k > 0 or p.top_p < 1 for p in drawing):
-            self._top_k = column(lambda p: p.top_k if p.top_k > 0 and not p.is_greedy else 2**30)
-            self._top_p = column(lambda p: 1.0 if p.is_greedy else p.top_p)
-        # Without a top_k, a nucleus may be as large as the vocabulary.
-        bounded = all(p.top_k > 0 or p.top_p >= 1 for p in drawing)
-        largest = max((p.top_k for p in drawing if p.top_k > 0), default=MIN_CANDIDATES)
-        self._num_candidates = max(MIN_CANDIDATES, 1 << (largest - 1).bit_length()) if bounded else None
-        self._seeds = mx.array(list(seeds), dtype=mx.uint32)
-
-    def choose(self, logits: mx.array, rows: Sequence[SampledRow]) -> mx.array:
-        """The best token of greedy rows, a draw for the others; token ids [rows]."""
-        if self._num_greedy == 0:
-            return self._draw(logits, rows)
-        best = mx.argmax(logits, axis=-1)
-        return best if self._num_greedy == len(rows) else mx.where(self._is_greedy, best, self._draw(logits, rows))
-
-    def _draw(self, logits: mx.array, rows: Sequence[SampledRow]) -> mx.array:
-        """A draw per row of `logits` [rows, vocab]; token ids [rows]."""
-        scaled = logits / self._temperature
-        if self._log_min_p is not None:
-            least = mx.max(scaled, axis=-1, keepdims=True) + self._log_min_p
-            scaled = mx.where(scaled >= least, scaled, NEGATIVE_INFINITY)
-        if self._top_k is not None and self._top_p is not None:
-            scaled = mx.where(scaled >= self._threshold(scaled), scaled, NEGATIVE_INFINITY)
-        positions = mx.array([row.position for row in rows], dtype=mx.uint32)
-        return mx.argmax(scaled + _gumbel(mx.stack([self._seeds, positions], axis=-1), logits.shape[-1]), axis=-1)
-
-    def _threshold(self, scaled: mx.array) -> mx.array:
-        """Least logit [rows, 1] that top_k, then top_p over what top_k left, keep."""
-        assert self._top_k is not None
-        assert self._top_p is not None
-        vocab_size = scaled.shape[-1]
-        if self._num_candidates is not None and self._num_candidates < vocab_size:
-            ranked = -mx.sort(-mx.topk(scaled, self._num_candidates, axis=-1), axis=-1)
-            # A row without either filter keeps everything, candidates or not.
-            unlimited = (self._top_k > vocab_size) & (self._top_p >= 1)
-        else:
-            ranked = -mx.sort(-scaled, axis=-1)
-            unlimited = mx.zeros((scaled.shape[0], 1), mx.bool_)
-        kept = mx.arange(ranked.shape[-1])[None] < self._top_k
-        probabilities = mx.softmax(mx.where(kept, ranked, NEGATIVE_INFINITY), axis=-1)
-        before = mx.cumsum(probabilities, axis=-1) - probabilities
-        kept = kept & ((before < self._top_p) | (self._top_p >= 1))
-        least = mx.min(mx.where(kept, ranked, float("inf")), axis=-1, keepdims=True)
-        return mx.where(unlimited, NEGATIVE_INFINITY, least)
-
-
-def _column(params: Sequence[SamplingParams], value: Callable[[SamplingParams], float]) -> mx.array:
-    return mx.array([[value(p)] for p in params])
-
-
-def _gumbel(keys: mx.array, vocab_size: int) -> mx.array:
-    """Gumbel noise [rows, vocab], a pure function of each row's key [rows, 2] and the token id."""
-    noise: mx.array = mx.vmap(lambda key: mx.random.gumbel((vocab_size,), key=key))(keys)
-    return noise
 
 
 def _biased(logits: mx.array, slots: Sequence[_Slot], rows: Sequence[SampledRow]) -> mx.array:

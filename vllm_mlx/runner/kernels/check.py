@@ -5,6 +5,8 @@ A kernel that does not compile, or whose result differs, is not used: an unteste
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import msgspec
 import numpy as np
@@ -56,7 +58,9 @@ def _decode_error(variant: DecodeVariant, backend: str) -> float:
     num_pages = 1 + sum(len(table) for table in pages)
     dtype = getattr(mx, variant.dtype)
     keys, values = (
-        mx.array(random.standard_normal((variant.kv_heads, num_pages * variant.page_size, dim), np.float32)).astype(dtype)
+        mx.array(random.standard_normal((variant.kv_heads, num_pages * variant.page_size, dim), np.float32)).astype(
+            dtype
+        )
         for dim in (variant.key_dim, variant.value_dim)
     )
     # Every token of every page is written by the kernel, from a source in another order.
@@ -76,7 +80,8 @@ def _decode_error(variant: DecodeVariant, backend: str) -> float:
     flat = [array.reshape(-1, array.shape[-1]) for array in (keys, values)]
     expected = reference.attention(variant, queries, *flat, tables=pages, positions=POSITIONS, sinks=sinks)
     difference = mx.linalg.norm((out - expected).reshape(-1)) / mx.linalg.norm(expected.reshape(-1))
-    return float(difference.item())
+    error: Any = difference.item()
+    return float(error)
 
 
 def _run(
@@ -113,7 +118,9 @@ def _run(
 
 def _random_tables(variant: DecodeVariant, random: np.random.Generator) -> list[list[int]]:
     """Pages of the rows, all different, in no order; page 0 belongs to nobody."""
-    counts = [-(-(position + variant.num_queries) // variant.page_size) if position >= 0 else 0 for position in POSITIONS]
+    counts = [
+        -(-(position + variant.num_queries) // variant.page_size) if position >= 0 else 0 for position in POSITIONS
+    ]
     ids = (1 + random.permutation(sum(counts))).tolist()
     starts = np.cumsum([0, *counts])
     return [ids[start : start + count] for start, count in zip(starts, counts, strict=False)]

@@ -117,9 +117,7 @@ def literal(value: float) -> str:
     return f"{value:.9e}f"
 
 
-def build(
-    name: str, text: tuple[str, str], *, inputs: tuple[str, ...], outputs: tuple[str, ...], backend: str
-) -> Any:
+def build(name: str, text: tuple[str, str], *, inputs: tuple[str, ...], outputs: tuple[str, ...], backend: str) -> Any:
     """A kernel from its header and body, to be called as MLX documents it. Compiled at its first evaluation."""
     head, body = text
     # MLX keeps compiled kernels by name, on CUDA also on disk: another text must have another name.

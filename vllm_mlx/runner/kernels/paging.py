@@ -116,7 +116,9 @@ class PageKernels:
         text = write_text(pools, backend)
         self._write = build("write_tokens", text, inputs=WRITE_INPUTS, outputs=("done",), backend=backend)
         self._read = {
-            dim: build("read_pages", read_text(pools, dim, backend), inputs=READ_INPUTS, outputs=("out",), backend=backend)
+            dim: build(
+                "read_pages", read_text(pools, dim, backend), inputs=READ_INPUTS, outputs=("out",), backend=backend
+            )
             for dim in {pools.key_dim, pools.value_dim}
         }
 

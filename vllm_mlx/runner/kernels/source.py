@@ -195,7 +195,7 @@ def decode_text(variant: DecodeVariant, layout: DecodeGeometry, backend: str) ->
     """Header and body of the kernel that computes items; `backend` is 'metal' or 'cuda'."""
     per_chunk = layout.chunk_words * 4 // ELEMENT_BYTES[variant.dtype]
     query_scale = variant.scale * LOG2_E if variant.softcap is None else variant.scale / variant.softcap
-    constants = {
+    constants: dict[str, int | str] = {
         "CHUNK_WORDS": layout.chunk_words,
         "PER_CHUNK": per_chunk,
         "LANES": layout.lanes,
@@ -224,7 +224,7 @@ def decode_text(variant: DecodeVariant, layout: DecodeGeometry, backend: str) ->
 
 def combine_text(variant: DecodeVariant, backend: str) -> tuple[str, str]:
     """Header and body of the kernel that joins the items of each row."""
-    constants = {
+    constants: dict[str, int | str] = {
         "VECTORS": variant.heads * variant.num_queries,
         "NUM_QUERIES": variant.num_queries,
         "VALUE_DIM": variant.value_dim,
