@@ -16,7 +16,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-
 from runner.metal.toolchain import Toolchain
 
 Array = NDArray[Any]
@@ -127,7 +126,8 @@ class Emulator:
 
     def launch(self, launch: Launch, inputs: Sequence[Array]) -> dict[str, Array]:
         program = self.toolchain.build(launch.text)
-        buffers = [each for array, info in zip(inputs, launch.shape_infos, strict=True) for each in _arguments(array, info)]
+        pairs = zip(inputs, launch.shape_infos, strict=True)
+        buffers = [each for array, info in pairs for each in _arguments(array, info)]
         names = _buffer_names(launch.text)
         if len(names) > MAX_BUFFERS:
             raise EmulationError(f"{len(names)} buffers; a kernel in Metal has at most {MAX_BUFFERS}")
@@ -237,8 +237,3 @@ def _compare(name: str, forth: Array, back: Array) -> None:
             f"output '{name}' depends on the order of threads or on memory nobody wrote: {len(places)} of {forth.size} "
             f"elements differ, the first at {first}: {forth[first]} or {back[first]}"
         )
-
-
-def default_toolchain(compiler: str, folder: Path) -> Toolchain:
-    folder.mkdir(parents=True, exist_ok=True)
-    return Toolchain(compiler, folder)

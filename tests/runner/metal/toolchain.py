@@ -24,7 +24,7 @@ CHECKS = "bounds,alignment,shift,signed-integer-overflow,integer-divide-by-zero,
 # Half numbers are rounded after every operation, and nothing is contracted: Metal's text decides, not the processor.
 KERNEL_FLAGS = (
     *("-std=c++14", "-O1", "-g0", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-ffp-contract=off"),
-    *("-ftrivial-auto-var-init=pattern", f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"),
+    *("-fsigned-char", "-ftrivial-auto-var-init=pattern", f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"),
     *("-Werror=vla", "-Werror=return-type", "-Wno-unknown-pragmas", "-Wno-attributes", "-Wno-c++17-extensions"),
 )
 OPTIONAL_FLAGS = ("-mf16c", "-mfma", "-fexcess-precision=16")
@@ -63,6 +63,7 @@ class Toolchain:
             (folder / "prelude.h").write_text(PRELUDE, encoding="utf-8")
             self._compile(["-x", "c++-header", str(folder / "prelude.h")], folder / "prelude.h.gch", self._flags)
             self._compile(["-c", str(HOST / "emulator.cpp")], finished, ("-std=c++17", "-O2", "-g0"))
+        folder.touch()
         return folder, finished
 
     def build(self, text: str) -> Path:
@@ -74,11 +75,13 @@ class Toolchain:
         """
         program = self.folder / f"kernel-{_digest(self._runtime_digest, text)}"
         if program.exists():
+            program.touch()  # the old ones are removed some day
             return program
         prelude, emulator = self._runtime
-        source = program.with_suffix(".cpp")
+        source = program.with_name(f"{program.name}.{os.getpid()}.cpp")
         source.write_text(translate(self._preprocess(text)), encoding="utf-8")
         self._compile(["-include", str(prelude / "prelude.h"), str(source), str(emulator)], program, self._flags)
+        source.unlink()
         return program
 
     def build_all(self, texts: Iterable[str]) -> None:
@@ -86,6 +89,7 @@ class Toolchain:
         texts = [*dict.fromkeys(texts)]
         if not texts:
             return
+        _ = self._runtime
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             futures = [pool.submit(self.build, text) for text in texts]
         for future in futures:
@@ -94,7 +98,8 @@ class Toolchain:
     def _preprocess(self, text: str) -> str:
         """Macros replaced; only Metal's headers can be included."""
         command = [self.compiler, "-E", "-x", "c++", "-std=c++14", "-undef", "-nostdinc", "-nostdinc++"]
-        command += [f"-I{SHIM}", "-D__METAL__", "-D__METAL_VERSION__=320", "-w", "-"]
+        # MLX's own prelude, in front of every kernel, includes Metal's library
+        command += [f"-I{SHIM}", "-include", "metal_stdlib", "-D__METAL__", "-D__METAL_VERSION__=320", "-w", "-"]
         done = _run(command, text=f'#line 1 "kernel"\n{text}')
         if done.returncode:
             raise CompileError(done.stderr)

@@ -277,9 +277,8 @@ def _declared_types(tokens: list[Token]) -> Iterator[str]:
     solid = [token for token in tokens if not token.is_blank]
     for place, token in enumerate(solid[:-2]):
         follower = solid[place + 1]
-        if token.text in ("typename", "class", "struct") and follower.kind == "name":
-            yield follower.text
-        elif token.text == "using" and solid[place + 2].text == "=":
+        is_alias = token.text == "using" and solid[place + 2].text == "="
+        if is_alias or (token.text in ("typename", "class", "struct") and follower.kind == "name"):
             yield follower.text
         elif token.text == "typedef":
             end = next(i for i in range(place, len(solid)) if solid[i].text == ";")

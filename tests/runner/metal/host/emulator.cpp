@@ -72,14 +72,14 @@ Run* run;
 Thread& current() { return run->threads[run->current_thread]; }
 SimdGroup& current_group() { return run->simdgroups[run->current_simdgroup]; }
 
-std::string place() {
-  char text[160];
-  if (run->threads.empty()) return "";
-  const Attributes& a = current().attributes;
-  snprintf(text, sizeof text, "threadgroup (%u, %u, %u), thread (%u, %u, %u): ", a.threadgroup_position[0],
-           a.threadgroup_position[1], a.threadgroup_position[2], a.position_in_threadgroup[0],
-           a.position_in_threadgroup[1], a.position_in_threadgroup[2]);
-  return text;
+std::string text_of(const char* name, const unsigned (&position)[3]) {
+  return std::string(name) + " (" + std::to_string(position[0]) + ", " + std::to_string(position[1]) + ", " +
+         std::to_string(position[2]) + ")";
+}
+
+// "threadgroup (0, 0, 0)", where one is running.
+std::string threadgroup_text() {
+  return run->threads.empty() ? "" : text_of("threadgroup", current().attributes.threadgroup_position);
 }
 
 void shuffle(std::vector<unsigned>& order, size_t count) {
@@ -106,7 +106,7 @@ bool is_same_stop(const Thread& a, const Thread& b) {
 }
 
 [[noreturn]] void fail_divergent(const std::vector<unsigned>& threads, const char* what) {
-  std::string text = std::string("divergent ") + what + ":";
+  std::string text = threadgroup_text() + ": divergent " + what + ":";
   std::vector<unsigned> left = threads;
   while (!left.empty()) {
     const unsigned first = left.front();
@@ -119,7 +119,8 @@ bool is_same_stop(const Thread& a, const Thread& b) {
                               [&](unsigned i) { return is_same_stop(run->threads[i], run->threads[first]); }),
                left.end());
   }
-  fail("%s", text.c_str());
+  fprintf(stderr, "%s\n", text.c_str());
+  _exit(2);
 }
 
 // All lanes of the group have stopped: lets them go on, or notes where the whole group stands.
@@ -224,7 +225,7 @@ void place_threads(const unsigned (&group)[3], const unsigned (&groups)[3]) {
     a.simdgroups_per_threadgroup = (count + lanes_per_simdgroup - 1) / lanes_per_simdgroup;
     a.dispatch_simdgroups_per_threadgroup = (nominal + lanes_per_simdgroup - 1) / lanes_per_simdgroup;
     while (run->stacks.size() <= i) {
-      run->stacks.emplace_back("stack", stack_size, Placement::at_end);
+      run->stacks.emplace_back("stack", stack_size, page_size(), Placement::at_end);
     }
     start(thread.fiber, run->stacks[i].data(), stack_size, run_thread);
   }
@@ -398,7 +399,10 @@ void* shared_memory(int variable, const char* name, size_t size, size_t) {
 void fail(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  fprintf(stderr, "%s", place().c_str());
+  if (!run->threads.empty()) {
+    const std::string thread = text_of("thread", current().attributes.position_in_threadgroup);
+    fprintf(stderr, "%s, %s: ", threadgroup_text().c_str(), thread.c_str());
+  }
   vfprintf(stderr, format, arguments);
   fprintf(stderr, "\n");
   va_end(arguments);
@@ -417,7 +421,7 @@ int main() {
   for (size_t i = 0; i < is_output.size(); ++i) {
     const Guarded& buffer = run->buffers[i];
     if (!is_output[i]) continue;
-    if (buffer.is_frayed()) fail("writes outside buffer '%s', within 4096 bytes of it", buffer.name().c_str());
+    if (buffer.is_frayed()) fail("writes outside buffer '%s', beside it", buffer.name().c_str());
     if (fwrite(buffer.data(), 1, buffer.size(), stdout) != buffer.size()) return 3;
   }
   fflush(stdout);

@@ -1,5 +1,6 @@
 // Metal's functions of numbers. All are as exact as the C library: the fast variants' rounding is not imitated.
-// Every function has one overload per type, as in Metal: max(int, uint) is ambiguous.
+// Every function has one overload per type, as in Metal: max(int, uint) is ambiguous. Those of bfloat are MLX's: computed
+// in float and rounded.
 #pragma once
 
 #include "vectors.h"
@@ -10,7 +11,8 @@ namespace metal {
   inline T name(T x) { return T(function(float(x))); }
 #define EMULATED_UNARY(name, function)    \
   EMULATED_UNARY_OF(float, name, function) \
-  EMULATED_UNARY_OF(half, name, function)
+  EMULATED_UNARY_OF(half, name, function) \
+  EMULATED_UNARY_OF(bfloat, name, function)
 #define EMULATED_FLOAT_FUNCTIONS            \
   EMULATED_UNARY(exp, __builtin_expf)       \
   EMULATED_UNARY(exp2, __builtin_exp2f)     \
@@ -56,6 +58,7 @@ inline bool isfinite(float x) { return !isnan(x) && !isinf(x); }
   inline T abs(T x) { return fabs(x); }
 EMULATED_FLOAT_EXTREMES(float)
 EMULATED_FLOAT_EXTREMES(half)
+EMULATED_FLOAT_EXTREMES(bfloat)
 #undef EMULATED_FLOAT_EXTREMES
 
 #define EMULATED_INTEGER_EXTREMES(T)                        \

@@ -153,7 +153,7 @@ EMULATED_COMPARISON(>=)
 }  // namespace emulated
 
 using bfloat = emulated::small_float<emulated::bfloat_format, false>;
-#if defined(__FLT16_MAX__) && !defined(EMULATED_SOFTWARE_HALF)
+#if defined(__FLT16_MAX__) && (defined(__clang__) || defined(__x86_64__) || __GNUC__ >= 13)
 using half = _Float16;
 #else
 using half = emulated::small_float<emulated::half_format, true>;

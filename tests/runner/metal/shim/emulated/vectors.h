@@ -49,6 +49,7 @@ struct alignas(::emulated::vector_alignment<T, 3>::value) vec<T, 3> {
   EMULATED_VECTOR_MEMBERS(3)
   constexpr vec(T all) : x(all), y(all), z(all) {}
   constexpr vec(T a, T b, T c) : x(a), y(b), z(c) {}
+  constexpr vec(const vec<T, 2>& a, T b) : x(a.x), y(a.y), z(b) {}
   template <class U>
   constexpr explicit vec(const vec<U, 3>& v) : x(T(v.x)), y(T(v.y)), z(T(v.z)) {}
 };
@@ -59,6 +60,8 @@ struct alignas(::emulated::vector_alignment<T, 4>::value) vec<T, 4> {
   EMULATED_VECTOR_MEMBERS(4)
   constexpr vec(T all) : x(all), y(all), z(all), w(all) {}
   constexpr vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
+  constexpr vec(const vec<T, 3>& a, T b) : x(a.x), y(a.y), z(a.z), w(b) {}
+  constexpr vec(const vec<T, 2>& a, T b, T c) : x(a.x), y(a.y), z(b), w(c) {}
   constexpr vec(const vec<T, 2>& a, const vec<T, 2>& b) : x(a.x), y(a.y), z(b.x), w(b.y) {}
   template <class U>
   constexpr explicit vec(const vec<U, 4>& v) : x(T(v.x)), y(T(v.y)), z(T(v.z)), w(T(v.w)) {}
