@@ -12,6 +12,7 @@ from tiny_models import config_of
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
 from vllm_mlx.runner import blas
+from vllm_mlx.runner.kernel_pages import Kernels
 
 blas.preload_here()
 
@@ -58,9 +59,9 @@ def open_runner(tiny_model: Callable[[str], Path]) -> Iterator[Callable[..., Run
 
     opened: list[Runner] = []
 
-    def open_(name: str, **settings: object) -> Runner:
+    def open_(name: str, *, kernels: Kernels | None = None, **settings: object) -> Runner:
         config = Config(model=name, **{"num_pages": 64, **settings})
-        opened.append(create_runner_factory(tiny_model(name), config)(lambda *_: None))
+        opened.append(create_runner_factory(tiny_model(name), config, kernels=kernels)(lambda *_: None))
         return opened[-1]
 
     yield open_

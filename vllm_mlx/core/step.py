@@ -103,6 +103,16 @@ class MemoryUse(msgspec.Struct, frozen=True):
     pages: int = 0
 
 
+class KernelStatus(msgspec.Struct, frozen=True):
+    """How one of the GPU's kernels fared when it was tried before its first use."""
+
+    name: str
+    problem: str | None = None
+    """Why it is not used; None if it is."""
+    error: float = 0.0
+    """Relative difference, in norm, from plain operations."""
+
+
 class RunnerInfo(msgspec.Struct, frozen=True):
     """What a runner tells the engine once its model is loaded."""
 
@@ -121,6 +131,8 @@ class RunnerInfo(msgspec.Struct, frozen=True):
     """False if sequences must be decoded one at a time (the runner does so itself)."""
     notes: tuple[str, ...] = ()
     """Lines worth showing at start-up, such as the BLAS in use."""
+    kernels: tuple[KernelStatus, ...] = ()
+    """The kernels that this model needs on this GPU; none on a CPU."""
     memory: MemoryUse = MemoryUse()
 
 
@@ -148,8 +160,11 @@ class Runner(Protocol):
         """Bytes in use now."""
         ...
 
-    def idle(self) -> None:
-        """Called when there is nothing to do: drop temporary memory."""
+    def idle(self) -> bool:
+        """Called when there is nothing to do: drop temporary memory, or do a short piece of work that can wait.
+
+        True if there is more such work: then it is called again, unless a message came.
+        """
         ...
 
     def close(self) -> None:

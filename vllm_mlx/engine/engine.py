@@ -147,7 +147,9 @@ class Engine:
             self._send_stats()
             if messages := self._inbox.receive(REST_AFTER_S):
                 return messages
-            self._runner.idle()
+        while self._runner.idle():
+            if messages := self._inbox.receive(0):
+                return messages
         return self._inbox.receive(None)
 
     def _send_stats(self) -> None:

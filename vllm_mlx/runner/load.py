@@ -10,19 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from vllm_mlx import families
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import EXPANDED_DTYPES, Config
 from vllm_mlx.core.errors import ModelError
-from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
+from vllm_mlx.core.step import KernelStatus, MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
 from vllm_mlx.runner import blas
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
+    from vllm_mlx.core.family import Family
     from vllm_mlx.runner.device import Device
+    from vllm_mlx.runner.kernel_pages import Kernels
     from vllm_mlx.runner.layers import ModelLayers
+    from vllm_mlx.runner.runner import MlxRunner
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 UNBOUNDED_CONTEXT = 131_072
@@ -43,19 +48,22 @@ LIBRARY_ERRORS = (
 """What a model folder that does not fit its architecture makes the library raise."""
 
 
-def create_runner_factory(path: Path, config: Config) -> RunnerFactory:
-    """A factory that loads the model in folder `path`; call it on the thread that will run the model."""
-    return partial(_create_runner, path, config)
+def create_runner_factory(path: Path, config: Config, *, kernels: Kernels | None = None) -> RunnerFactory:
+    """A factory that loads the model in folder `path`; call it on the thread that will run the model.
+
+    `kernels` are the GPU's own unless given; on a CPU there are none.
+    """
+    return partial(_create_runner, path, config, kernels)
 
 
-def _create_runner(path: Path, config: Config, progress: ProgressCallback) -> Runner:
+def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress: ProgressCallback) -> Runner:
     progress("starting MLX")
     blas.preload_here()
     with untouched_file_limit():
         import mlx_lm.utils  # noqa: F401
     from vllm_mlx.runner import attention, device, head, layers
-    from vllm_mlx.runner.pages import PageStore
-    from vllm_mlx.runner.runner import MlxRunner
+    from vllm_mlx.runner.kernel_choice import choose_layouts
+    from vllm_mlx.runner.kernel_pages import Kernels
 
     found = device.probe()
     device.configure(found, config.gpu_memory_utilization)
@@ -72,13 +80,40 @@ def _create_runner(path: Path, config: Config, progress: ProgressCallback) -> Ru
     except LIBRARY_ERRORS as error:
         raise ModelError(f"{config.model}: the model does not run: {_one_line(error)}") from error
     head.keep_last_position(model, model_layers.vocab_size)
+    statuses: tuple[KernelStatus, ...] = ()
+    if kernels is None and found.is_gpu:
+        kernels = Kernels(found.backend)
+    if kernels is not None:
+        progress("checking kernels")
+        model_layers, statuses = choose_layouts(model_layers, kernels)
     info = _describe(settings, config, found, model, model_layers, notes)
-    shapes = [shape for shape in model_layers.shapes if shape.spec.layout is Layout.PAGES]
-    initial = info.num_pages if found.is_gpu else INITIAL_CPU_PAGES
-    pages = PageStore(shapes, num_pages=initial, max_pages=info.num_pages)
+    info = msgspec.structs.replace(info, kernels=statuses)
+    runner = _build_runner(model, model_layers, info, family, config, kernels)
+    runner.warm(progress)
     gc.collect()
     gc.freeze()  # the libraries' objects live for ever; walking them again and again would stall steps
-    return MlxRunner(model, model_layers, info=info, family=family, pages=pages)
+    return runner
+
+
+def _build_runner(
+    model: nn.Module, layers: ModelLayers, info: RunnerInfo, family: Family, config: Config, kernels: Kernels | None
+) -> MlxRunner:
+    from vllm_mlx.runner.decode_step import DecodeStep
+    from vllm_mlx.runner.kernel_pages import KernelPages
+    from vllm_mlx.runner.pages import GrowingPages
+    from vllm_mlx.runner.runner import MlxRunner
+
+    shapes = [shape for shape in layers.shapes if shape.spec.layout is Layout.PAGES]
+    build = partial(MlxRunner, model, layers, info=info, family=family, max_rows=config.max_num_seqs)
+    if kernels is None or not shapes:
+        return build(pages=GrowingPages(shapes, num_pages=INITIAL_CPU_PAGES, max_pages=info.num_pages))
+    max_pages = -(-info.max_model_len // info.cache.page_size)
+    pages = KernelPages(
+        shapes, kernels=kernels, num_pages=info.num_pages, num_slots=config.max_num_seqs, max_pages=max_pages
+    )
+    if config.enforce_eager or len(shapes) < len(layers.shapes):
+        return build(pages=pages)
+    return build(pages=pages, decode_step=DecodeStep(model, layers, pages, max_rows=config.max_num_seqs))
 
 
 @contextmanager

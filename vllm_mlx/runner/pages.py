@@ -8,11 +8,12 @@ place: MLX donates the buffer, because nobody else holds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import mlx.core as mx
 
+from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.geometry import BatchPlace, Rectangle, SinglePlace, Span
 from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
 
@@ -82,46 +83,100 @@ class Pool:
         return pool.reshape(self.heads * self.num_pages, -1)
 
 
-class PageStore:
-    """The pools of all paged layers; they grow together, up to `max_pages`."""
+class LayerPool(Protocol):
+    """What a single sequence needs of a pool: `Pool` has it, and on a GPU `KernelPool`."""
 
-    def __init__(self, shapes: Iterable[LayerShape], *, num_pages: int, max_pages: int) -> None:
-        self.num_pages = min(num_pages, max_pages)
-        self.max_pages = max_pages
-        self.pools = [Pool(shape, self.num_pages) for shape in shapes]
-        mx.eval(self.arrays())
+    @property
+    def window(self) -> int | None:
+        """Tokens that the layer looks back."""
+        ...
 
-    def ensure(self, page_id: int) -> None:
-        """Grow until `page_id` exists. Doubles, so that the cost per page stays constant."""
-        if page_id < self.num_pages or not self.pools:
-            return
-        self.num_pages = min(self.max_pages, max(page_id + 1, 2 * self.num_pages))
-        for pool in self.pools:
-            pool.grow(self.num_pages)
-            mx.eval(pool.keys, pool.values)  # layer by layer: one layer's copy is all the extra memory
+    def write(self, place: SinglePlace, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [1, heads, tokens, dim]."""
+        ...
 
-    def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
-        """Carry out a step's page copies."""
-        if not copies:
-            return
-        sources, targets = (mx.array([pair[side] for pair in copies]) for side in (0, 1))
-        for pool in self.pools:
-            pool.copy_pages(sources, targets)
+    def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
+        """Keys and values [1, heads, tokens, dim] of a span."""
+        ...
 
-    def arrays(self) -> list[mx.array]:
-        """Everything a step writes; evaluated with it."""
-        return [array for pool in self.pools for array in (pool.keys, pool.values)]
+
+class PageStore(Protocol):
+    """The pools of all paged layers, in order, and the views of them that the model gets as caches."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pools."""
-        return sum(array.nbytes for array in self.arrays())
+        ...
+
+    def ensure(self, page_id: int) -> None:
+        """Have memory for pages up to `page_id`."""
+        ...
+
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Carry out a step's page copies."""
+        ...
+
+    def written(self) -> list[mx.array]:
+        """Arrays that a step changes: evaluating them carries its writes out."""
+        ...
+
+    def single_views(self, place: SinglePlace) -> list[Any]:
+        """A cache per layer for a chunk of one sequence."""
+        ...
+
+    def batch_views(self, rows: Sequence[DecodeRow], place: BatchPlace) -> list[Any]:
+        """A cache per layer for one token of each of `rows`, which stand at `place`."""
+        ...
+
+
+class GrowingPages:
+    """Pages that grow together as they are used, up to `max_pages`."""
+
+    def __init__(self, shapes: Iterable[LayerShape], *, num_pages: int, max_pages: int) -> None:
+        self._num_pages = min(num_pages, max_pages)
+        self._max_pages = max_pages
+        self._pools = [Pool(shape, self._num_pages) for shape in shapes]
+        mx.eval(self.written())
+
+    @property
+    def nbytes(self) -> int:
+        """See PageStore."""
+        return sum(array.nbytes for array in self.written())
+
+    def ensure(self, page_id: int) -> None:
+        """See PageStore. Doubles, so that the cost per page stays constant."""
+        if page_id < self._num_pages or not self._pools:
+            return
+        self._num_pages = min(self._max_pages, max(page_id + 1, 2 * self._num_pages))
+        for pool in self._pools:
+            pool.grow(self._num_pages)
+            mx.eval(pool.keys, pool.values)  # layer by layer: one layer's copy is all the extra memory
+
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """See PageStore."""
+        if not copies:
+            return
+        sources, targets = (mx.array([pair[side] for pair in copies]) for side in (0, 1))
+        for pool in self._pools:
+            pool.copy_pages(sources, targets)
+
+    def written(self) -> list[mx.array]:
+        """See PageStore."""
+        return [array for pool in self._pools for array in (pool.keys, pool.values)]
+
+    def single_views(self, place: SinglePlace) -> list[Any]:
+        """See PageStore."""
+        return [SinglePageView(pool, place) for pool in self._pools]
+
+    def batch_views(self, rows: Sequence[DecodeRow], place: BatchPlace) -> list[Any]:
+        """See PageStore."""
+        return [BatchPageView(pool, place) for pool in self._pools]
 
 
 class SinglePageView:
     """A paged layer's cache, as the models know it, while one sequence's chunk is computed."""
 
-    def __init__(self, pool: Pool, place: SinglePlace) -> None:
+    def __init__(self, pool: LayerPool, place: SinglePlace) -> None:
         self._pool = pool
         self._place = place
         self.offset = place.offset

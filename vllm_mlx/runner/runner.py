@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,11 +15,21 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.family import Family
-from vllm_mlx.core.step import DecodeRow, MemoryUse, NewSequence, PrefillRow, RunnerInfo, Step, StepResult
+from vllm_mlx.core.step import (
+    DecodeRow,
+    MemoryUse,
+    NewSequence,
+    PrefillRow,
+    ProgressCallback,
+    RunnerInfo,
+    Step,
+    StepResult,
+)
 from vllm_mlx.runner import device
+from vllm_mlx.runner.decode_step import DecodeStep
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
 from vllm_mlx.runner.layers import ModelLayers, flat_caches
-from vllm_mlx.runner.pages import BatchPageView, PageStore, SinglePageView
+from vllm_mlx.runner.pages import GrowingPages, PageStore
 from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, SingleRowView, StateBatch
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
 
@@ -26,9 +38,9 @@ class Launched(msgspec.Struct, frozen=True, eq=False):
     """A step under way."""
 
     step: Step
-    sampled: Sampled | None
+    sampled: list[Sampled]
     order: tuple[int, ...]
-    """Slots in the order of the sampled rows."""
+    """Slots in the order of the sampled rows, padding left out."""
     written: list[mx.array]
     """All arrays that the step changes: evaluating them carries it out. Emptied once they are under way."""
     marker: mx.array | None
@@ -40,15 +52,24 @@ class MlxRunner:
     """A `Runner` over one loaded model. Every method belongs to the thread that built it."""
 
     def __init__(
-        self, model: nn.Module, layers: ModelLayers, *, info: RunnerInfo, family: Family, pages: PageStore
+        self,
+        model: nn.Module,
+        layers: ModelLayers,
+        *,
+        info: RunnerInfo,
+        family: Family,
+        pages: PageStore,
+        decode_step: DecodeStep | None = None,
+        max_rows: int,
     ) -> None:
         self._info = info
         self._model = model
         self._layers = layers
         self._family = family
         self._pages = pages
+        self._decode_step = decode_step
         self._sampler = Sampler(layers.vocab_size)
-        self._last_tokens = mx.zeros((1,), mx.int32)
+        self._last_tokens = mx.zeros((max_rows + 1,), mx.int32)
         self._own: dict[int, list[Any]] = {}
         self._residents = Residents(_batch_layers(model, layers))
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
@@ -72,21 +93,17 @@ class MlxRunner:
         self._start_held_back()
         self._take_slots(step)
         self._pages.copy(step.copies)
-        order: list[SampledRow] = []
-        logits: list[mx.array] = []
-        if step.decodes:
-            rows, batch_logits = self._decode(step.decodes)
-            order += [SampledRow(row.slot, row.position + 1) for row in rows]
-            logits.append(batch_logits)
+        sampled, order, logits = self._decode(step.decodes)
         for row in step.prefills:
             last = self._prefill(row)
             if row.samples:
                 order.append(SampledRow(row.slot, row.start + len(row.token_ids)))
                 logits.append(last)
-        sampled = self._sample(logits, order)
+        if logits:
+            sampled.append(self._sample(logits, order[-sum(part.shape[0] for part in logits) :]))
         slots = tuple(row.slot for row in order)
         written = [*self._written(step), *logits]
-        if sampled is not None and (not self._holds_back or not step.decodes):
+        if sampled and (not self._holds_back or not step.decodes):
             # Only a decode reads them: without it, step after step would pile up on graphs that nobody evaluates.
             written.append(self._last_tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
@@ -99,23 +116,39 @@ class MlxRunner:
         """Wait for the step and return its numbers, in the step's own order."""
         if handle is self._held_back:
             self._start_held_back()
-        sampled = handle.sampled
-        if sampled is None:
-            if handle.marker is not None:
-                mx.eval(handle.marker)
-            return self._result(handle, {}, {})
-        token_ids: Any = sampled.tokens.tolist()
-        tokens = dict(zip(handle.order, token_ids, strict=True))
-        logprobs = sampled.logprobs.collect(len(handle.order)) if sampled.logprobs is not None else ()
-        return self._result(handle, tokens, dict(zip(handle.order, logprobs, strict=False)))
+        if not handle.sampled and handle.marker is not None:
+            mx.eval(handle.marker)
+        tokens: dict[int, int] = {}
+        logprobs: dict[int, Any] = {}
+        slots = iter(handle.order)
+        for sampled in handle.sampled:
+            part = list(itertools.islice(slots, sampled.num_rows))
+            token_ids: Any = sampled.tokens.tolist()
+            tokens.update(zip(part, token_ids, strict=False))  # padding is last
+            if sampled.logprobs is not None:
+                logprobs.update(zip(part, sampled.logprobs.collect(len(part)), strict=True))
+        return self._result(handle, tokens, logprobs)
 
     def memory(self) -> MemoryUse:
         """Bytes in use now."""
         return device.memory_use(weights=self._info.memory.weights, pages=self._pages.nbytes)
 
-    def idle(self) -> None:
-        """Give freed buffers back to the system."""
+    def warm(self, progress: ProgressCallback) -> None:
+        """Compile what the first requests will need; the rest is compiled in idle time."""
+        step = self._decode_step
+        if step is None:
+            return
+        total = step.num_urgent
+        for i in range(total):
+            progress(f"compiling decode steps ({i + 1} of {total})", i / total)
+            step.warm_one(self._last_tokens)
+
+    def idle(self) -> bool:
+        """Compile one more shape of the decode step; when all are, give freed buffers back to the system."""
+        if self._decode_step is not None and self._decode_step.warm_one(self._last_tokens):
+            return True
         mx.clear_cache()
+        return False
 
     def close(self) -> None:
         """Drop the model and all state."""
@@ -124,7 +157,8 @@ class MlxRunner:
         self._sampler = Sampler(self._layers.vocab_size)
         self._own.clear()
         self._residents = Residents([])
-        self._pages = PageStore((), num_pages=0, max_pages=0)
+        self._decode_step = None
+        self._pages = GrowingPages((), num_pages=0, max_pages=0)
         self._model = nn.Module()
         mx.clear_cache()
 
@@ -142,7 +176,7 @@ class MlxRunner:
         return StepResult(
             handle.step.number,
             tuple(tokens[slot] for slot in slots),
-            tuple(logprobs[slot] for slot in slots) if logprobs else None,
+            tuple(logprobs.get(slot) for slot in slots) if logprobs else None,
             elapsed_s,
         )
 
@@ -156,9 +190,6 @@ class MlxRunner:
 
     def _start(self, new: NewSequence) -> None:
         self._sampler.add(new)
-        if new.slot >= self._last_tokens.size:
-            more = mx.zeros((2 * new.slot + 1 - self._last_tokens.size,), mx.int32)
-            self._last_tokens = mx.concatenate([self._last_tokens, more])
         if self._is_batched:
             self._residents.add(new.slot, self._fresh_singles())
         else:
@@ -176,7 +207,22 @@ class MlxRunner:
         """Logits [1, vocab] after a chunk of one sequence."""
         return self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
 
-    def _decode(self, rows: tuple[DecodeRow, ...]) -> tuple[list[DecodeRow], mx.array]:
+    def _decode(self, rows: Sequence[DecodeRow]) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
+        """Tokens of the decoding rows, or what they must still be sampled from, and the order of the rows."""
+        if not rows:
+            return [], [], []
+        order = [SampledRow(row.slot, row.position + 1) for row in rows]
+        if self._decode_step is not None:
+            compiled = self._sampler.compiled(order, num_rows=self._decode_step.size(len(rows)))
+            if compiled is None:
+                return [], order, [self._decode_step.logits(rows, self._last_tokens)]
+            drawing, draws = compiled
+            tokens, self._last_tokens = self._decode_step.tokens(rows, self._last_tokens, drawing=drawing, draws=draws)
+            return [Sampled(tokens, num_rows=len(rows))], order, []
+        ordered, logits = self._decode_eagerly(rows)
+        return [], [SampledRow(row.slot, row.position + 1) for row in ordered], [logits]
+
+    def _decode_eagerly(self, rows: Sequence[DecodeRow]) -> tuple[list[DecodeRow], mx.array]:
         """Logits [rows, vocab] of the next token of every row, and the rows in the order of the logits."""
         if not self._is_batched:
             last = [self._last_tokens[row.slot].reshape(1, 1) for row in rows]
@@ -187,9 +233,8 @@ class MlxRunner:
             by_slot = {row.slot: row for row in rows}
             ordered = [by_slot[slot] for slot in self._residents.gather([row.slot for row in rows])]
         self._pages.ensure(max((max(row.page_ids, default=0) for row in rows), default=0))
-        place = BatchPlace(ordered)
         tokens = self._last_tokens[mx.array([row.slot for row in ordered])]
-        logits: mx.array = self._model(tokens[:, None], cache=self._batch_views(place))
+        logits: mx.array = self._model(tokens[:, None], cache=self._batch_views(ordered))
         return ordered, logits[:, -1]
 
     def _single(self, slot: int, token_ids: mx.array, start: int, page_ids: tuple[int, ...]) -> mx.array:
@@ -203,23 +248,24 @@ class MlxRunner:
         return logits[:, -1]
 
     def _single_views(self, slot: int, place: SinglePlace) -> list[Any]:
-        pools, singles = iter(self._pages.pools), iter(self._residents.singles[slot])
+        pages, singles = iter(self._pages.single_views(place)), iter(self._residents.singles[slot])
         views: list[Any] = []
         for shape in self._layers.shapes:
             if shape.spec.layout is Layout.PAGES:
-                views.append(SinglePageView(next(pools), place))
+                views.append(next(pages))
             elif shape.spec.layout is Layout.ROWS:
                 views.append(SingleRowView(next(singles), place, shape.spec.window))
             else:
                 views.append(next(singles))
         return self._layers.fold(views)
 
-    def _batch_views(self, place: BatchPlace) -> list[Any]:
-        pools, batch = iter(self._pages.pools), iter(self._residents.layers)
+    def _batch_views(self, rows: Sequence[DecodeRow]) -> list[Any]:
+        place = BatchPlace(rows)
+        pages, batch = iter(self._pages.batch_views(rows, place)), iter(self._residents.layers)
         views: list[Any] = []
         for shape in self._layers.shapes:
             if shape.spec.layout is Layout.PAGES:
-                views.append(BatchPageView(next(pools), place))
+                views.append(next(pages))
                 continue
             layer = next(batch)
             if isinstance(layer, RowBatch):
@@ -228,9 +274,8 @@ class MlxRunner:
                 views.append(layer.cache)
         return self._layers.fold(views)
 
-    def _sample(self, logits: list[mx.array], order: list[SampledRow]) -> Sampled | None:
-        if not order:
-            return None
+    def _sample(self, logits: list[mx.array], order: list[SampledRow]) -> Sampled:
+        """Tokens of the rows of all `logits`, in order."""
         sampled = self._sampler.sample(logits[0] if len(logits) == 1 else mx.concatenate(logits), order)
         self._last_tokens[mx.array([row.slot for row in order])] = sampled.tokens
         return sampled
@@ -243,7 +288,7 @@ class MlxRunner:
         caches = [cache for group in (*singles, *own) for cache in group]
         states = [cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches]
         arrays = [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
-        return [*self._pages.arrays(), *self._residents.arrays(), *arrays]
+        return [*self._pages.written(), *self._residents.arrays(), *arrays]
 
 
 def _batch_layers(model: nn.Module, layers: ModelLayers) -> list[Any]:

@@ -31,7 +31,8 @@ class Sampled(msgspec.Struct, frozen=True):
     """Lazy results of one call, in row order."""
 
     tokens: mx.array
-    """int32 [rows]."""
+    """int32 [rows], perhaps with padding behind them."""
+    num_rows: int
     logprobs: _LazyLogprobs | None = None
 
 
@@ -110,7 +111,7 @@ class Sampler:
         for i, slot in enumerate(slots):
             if slot.counts is not None:
                 slot.counts = slot.counts.at[tokens[i]].add(1)
-        return Sampled(tokens, _logprobs(raw, tokens, slots))
+        return Sampled(tokens, len(rows), _logprobs(raw, tokens, slots))
 
     def compiled(self, rows: Sequence[SampledRow], *, num_rows: int) -> tuple[Drawing, Draws] | None:
         """What a compiled step needs to choose the tokens of `rows`, padded to `num_rows`; None if it cannot."""

@@ -149,9 +149,10 @@ class FakeRunner:
         used = self._info.cache.page_bytes * sum(1 for users in self._users.values() if users)
         return MemoryUse(active=used, pages=self._info.cache.page_bytes * self._info.num_pages)
 
-    def idle(self) -> None:
+    def idle(self) -> bool:
         """Counts its calls."""
         self.num_idle_calls += 1
+        return False
 
     def close(self) -> None:
         """Forget everything; no step may follow."""

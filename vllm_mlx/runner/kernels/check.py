@@ -14,12 +14,11 @@ import numpy as np
 from vllm_mlx.runner.kernels import reference
 from vllm_mlx.runner.kernels.decode import PagedAttention
 from vllm_mlx.runner.kernels.paging import PageKernels, PoolFormat
-from vllm_mlx.runner.kernels.plan import num_items, plan_items
+from vllm_mlx.runner.kernels.plan import PADDED, num_items, plan_items
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 6e-3}
 """Largest relative error in norm: a few times what the types themselves cost."""
-PADDED = -1
 POSITIONS = (0, 1, 40, 300, 700, PADDED)
 """Of the rows tried: shorter than a page, exact pages, several items, and padding."""
 

@@ -16,6 +16,8 @@ MIN_SPAN = 256
 """Tokens of the smallest item: below that, joining costs more than it brings."""
 TARGET_BLOCKS = 2048
 """Blocks that spread the work evenly over any device known to us, several rounds of them."""
+PADDED = -1
+"""Position of rows that are there for the shape's sake."""
 
 
 class DecodePlan(msgspec.Struct, frozen=True, eq=False):
@@ -37,7 +39,7 @@ def plan_items(
 ) -> DecodePlan:
     """Cut rows whose first queries stand at `positions` into at most `capacity` items; capacity > rows.
 
-    A row at position -1 is padding and gets no item.
+    A row at `PADDED` gets no item.
     """
     ends = np.where(positions < 0, 0, positions + num_queries).astype(np.int32)
     begins = np.zeros_like(ends)

@@ -1,0 +1,29 @@
+"""Whether a model's pages can be read by kernels on this GPU; where not, its layers are kept in rows."""
+
+from __future__ import annotations
+
+from vllm_mlx.core.cachespec import Layout
+from vllm_mlx.core.log import get_logger
+from vllm_mlx.core.step import KernelStatus
+from vllm_mlx.runner.kernel_pages import Kernels, decode_variant
+from vllm_mlx.runner.layers import ModelLayers
+
+log = get_logger("runner")
+
+
+def choose_layouts(layers: ModelLayers, kernels: Kernels) -> tuple[ModelLayers, tuple[KernelStatus, ...]]:
+    """The layers as they can be kept, and how their kernels fared; one warning for each kernel that failed.
+
+    Gathering pages on a GPU costs many times what attention does, so layers without a kernel move to rows, all of them:
+    one layer in rows makes every sequence a row of the running batch anyway.
+    """
+    paged = [shape for shape in layers.shapes if shape.spec.layout is Layout.PAGES]
+    if any(shape.attention is not None and shape.attention.has_mask for shape in paged):
+        log.warning("the model hands its attention a mask, which no paged kernel reads: layers are kept in rows")
+        return layers.out_of_pages(), ()
+    checks = [kernels.check(variant) for variant in dict.fromkeys(decode_variant(shape) for shape in paged)]
+    statuses = tuple(KernelStatus(check.name, check.problem, check.error) for check in checks)
+    failed = [status for status in statuses if status.problem is not None]
+    for status in failed:
+        log.warning(f"kernel '{status.name}' is not used, layers are kept in rows (slower): {status.problem}")
+    return (layers.out_of_pages() if failed else layers), statuses

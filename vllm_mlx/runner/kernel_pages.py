@@ -1,0 +1,257 @@
+"""Pages on a GPU: pools that only our kernels touch, and the view through which the models decode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from vllm_mlx.core.step import DecodeRow
+from vllm_mlx.runner.decode_inputs import DecodeInputs, DecodePlace
+from vllm_mlx.runner.geometry import BatchPlace, SinglePlace, Span
+from vllm_mlx.runner.kernels.check import Check, check_decode, pool_format
+from vllm_mlx.runner.kernels.decode import PagedAttention
+from vllm_mlx.runner.kernels.paging import PageKernels, PoolFormat
+from vllm_mlx.runner.kernels.variant import DecodeVariant
+from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
+from vllm_mlx.runner.pages import SinglePageView
+
+
+class PageAccess(Protocol):
+    """Writes and reads pools; see `PageKernels`."""
+
+    def write(
+        self,
+        key_pool: mx.array,
+        value_pool: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        slots: mx.array,
+        after: mx.array,
+    ) -> mx.array:
+        """Write tokens in place."""
+        ...
+
+    def read(self, pool: mx.array, table: mx.array, *, after: mx.array) -> mx.array:
+        """Read whole pages."""
+        ...
+
+
+class Attention(Protocol):
+    """Computes attention over pages; see `PagedAttention`."""
+
+    def __call__(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        table: mx.array,
+        slots: mx.array,
+        items: mx.array,
+        starts: mx.array,
+        after: mx.array,
+        sinks: mx.array | None = None,
+    ) -> mx.array: ...
+
+
+class Kernels:
+    """The kernels of this process, built once per kind."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._pages: dict[PoolFormat, PageAccess] = {}
+        self._decode: dict[DecodeVariant, Attention] = {}
+
+    def check(self, variant: DecodeVariant) -> Check:
+        """Compile and try the kernels of a variant."""
+        return check_decode(variant, self._backend)
+
+    def pages(self, pools: PoolFormat) -> PageAccess:
+        """Access to pools of this format."""
+        if pools not in self._pages:
+            self._pages[pools] = PageKernels(pools, self._backend)
+        return self._pages[pools]
+
+    def decode(self, variant: DecodeVariant) -> Attention:
+        """Attention of this variant."""
+        if variant not in self._decode:
+            self._decode[variant] = PagedAttention(variant, self._backend)
+        return self._decode[variant]
+
+
+class WriteOrder:
+    """The token of the last write into any pool: whoever takes it as an input comes after that write."""
+
+    def __init__(self) -> None:
+        self.token = mx.zeros((1,), mx.int32)
+
+    @contextmanager
+    def starting_at(self, token: mx.array) -> Iterator[None]:
+        """For the time that a function of arrays is traced: writes come after `token`, an argument of it."""
+        before, self.token = self.token, token
+        try:
+            yield
+        finally:
+            self.token = before
+
+
+class KernelPool:
+    """Keys and values of one layer, flat [heads x pages x PAGE_SIZE, dim], changed in place by kernels only.
+
+    Raises:
+        ValueError: no kernel has this shape.
+    """
+
+    def __init__(self, shape: LayerShape, num_pages: int, *, kernels: Kernels, order: WriteOrder) -> None:
+        variant = decode_variant(shape)
+        assert shape.dtype is not None
+        self.window = shape.spec.window
+        self.order = order
+        self.attention = kernels.decode(variant)
+        self._access = kernels.pages(pool_format(variant))
+        num_tokens = shape.heads * num_pages * PAGE_SIZE
+        self.keys = mx.zeros((num_tokens, shape.key_dim), shape.dtype)
+        self.values = mx.zeros((num_tokens, shape.value_dim), shape.dtype)
+
+    def copy_pages(self, sources: mx.array, targets: mx.array) -> None:
+        """Copy whole pages inside the pool."""
+        keys, values = (
+            self._access.read(pool, sources[None], after=self.order.token) for pool in (self.keys, self.values)
+        )
+        slots = (targets[:, None] * PAGE_SIZE + mx.arange(PAGE_SIZE)[None]).reshape(-1).astype(mx.int32)
+        self._put(keys, values, slots)
+
+    def write(self, place: SinglePlace, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [1, heads, tokens, dim] where `place` says."""
+        self._put(keys, values, place.writes.within)
+
+    def write_rows(self, place: DecodePlace, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [rows, heads, 1, dim]."""
+        self._put(keys, values, place.writes)
+
+    def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
+        """Keys and values [1, heads, tokens, dim] of a span."""
+        table, after = span.pages.within[None], self.order.token
+        keys, values = (
+            self._access.read(pool, table, after=after)[:, :, span.skip : span.skip + span.length]
+            for pool in (self.keys, self.values)
+        )
+        return keys, values
+
+    def _put(self, keys: mx.array, values: mx.array, slots: mx.array) -> None:
+        self.order.token = self._access.write(self.keys, self.values, keys, values, slots=slots, after=self.order.token)
+
+
+class KernelBatchView:
+    """A paged layer's cache while a batch is decoded on a GPU."""
+
+    def __init__(self, pool: KernelPool, place: DecodePlace) -> None:
+        self._pool = pool
+        self._place = place
+        self._fetched: tuple[mx.array, mx.array] | None = None
+        self.offset = place.offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write [rows, heads, 1, dim]. What is returned only marks the layer: `attend` does the reading."""
+        self._pool.write_rows(self._place, keys, values)
+        self._fetched = keys, values
+        return self._fetched
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> None:
+        """None: the kernel hides what the layer's window hides, and models that want more are not served this way."""
+        assert not return_array
+        assert narrower(self._pool.window, window_size) == self._pool.window
+
+    def owns(self, keys: Any, values: Any) -> bool:
+        """Whether `keys` and `values` are what `update_and_fetch` returned."""
+        return self._fetched is not None and keys is self._fetched[0] and values is self._fetched[1]
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
+    ) -> mx.array:
+        """Attention [rows, heads, 1, dim] over each row's own tokens."""
+        assert mask is None
+        pool, place = self._pool, self._place
+        return pool.attention(
+            queries,
+            pool.keys,
+            pool.values,
+            table=place.table,
+            slots=place.slots,
+            items=place.items[pool.window],
+            starts=place.starts[pool.window],
+            after=pool.order.token,
+            sinks=sinks,
+        )
+
+
+class KernelPages:
+    """Pages on a GPU, allocated whole. See PageStore."""
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], *, kernels: Kernels, num_pages: int, num_slots: int, max_pages: int
+    ) -> None:
+        self._num_pages = num_pages
+        self.order = WriteOrder()
+        self.pools = [KernelPool(shape, num_pages, kernels=kernels, order=self.order) for shape in shapes]
+        self.inputs = DecodeInputs(
+            windows=tuple(dict.fromkeys(shape.spec.window for shape in shapes)),
+            kv_heads=min((shape.heads for shape in shapes), default=1),
+            num_slots=num_slots,
+            max_pages=max_pages,
+        )
+        mx.eval([pool.keys for pool in self.pools], [pool.values for pool in self.pools])
+
+    @property
+    def nbytes(self) -> int:
+        """See PageStore."""
+        return sum(pool.keys.nbytes + pool.values.nbytes for pool in self.pools)
+
+    def ensure(self, page_id: int) -> None:
+        """See PageStore."""
+        assert page_id < max(1, self._num_pages), f"page {page_id} is out of range"
+
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """See PageStore."""
+        if not copies:
+            return
+        sources, targets = (mx.array([pair[side] for pair in copies], dtype=mx.int32) for side in (0, 1))
+        for pool in self.pools:
+            pool.copy_pages(sources, targets)
+
+    def written(self) -> list[mx.array]:
+        """See PageStore."""
+        return [self.order.token]
+
+    def single_views(self, place: SinglePlace) -> list[Any]:
+        """See PageStore."""
+        return [SinglePageView(pool, place) for pool in self.pools]
+
+    def batch_views(self, rows: Sequence[DecodeRow], place: BatchPlace) -> list[Any]:
+        """See PageStore."""
+        return self.views(self.inputs.place(rows))
+
+    def views(self, place: DecodePlace) -> list[KernelBatchView]:
+        """A cache per layer for rows that stand at `place`."""
+        return [KernelBatchView(pool, place) for pool in self.pools]
+
+
+def decode_variant(shape: LayerShape) -> DecodeVariant:
+    """The kernel that a paged layer needs."""
+    assert shape.attention is not None
+    assert shape.dtype is not None
+    return DecodeVariant(
+        key_dim=shape.key_dim,
+        value_dim=shape.value_dim,
+        heads=shape.attention.heads,
+        kv_heads=shape.heads,
+        dtype=str(shape.dtype).removeprefix("mlx.core."),
+        page_size=PAGE_SIZE,
+        scale=shape.attention.scale,
+        window=shape.spec.window,
+        has_sinks=shape.attention.has_sinks,
+    )
