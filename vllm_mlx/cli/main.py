@@ -52,6 +52,10 @@ def _run(arguments: list[str]) -> int:
         print(f"vllm-mlx {__version__}")
         return 0
     command = find_command(arguments[0])
+    if command.name == "bench-serve":  # it has flags of its own, no settings
+        from vllm_mlx.cli.bench_serve import bench_serve
+
+        return bench_serve(arguments[1:])
     try:
         namespace = parse(command, arguments[1:])
     except SystemExit as exit_:  # argparse leaves this way after printing --help

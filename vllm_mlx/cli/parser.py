@@ -27,11 +27,12 @@ COMMANDS = (
     Command("serve", "Serve a model over HTTP.", tuple(GROUPS)),
     Command("chat", "Talk to a model in the terminal.", ("model", "engine", "defaults")),
     Command("bench", "Measure a model's engine, without HTTP.", ("model", "engine")),
+    Command("bench-serve", "Measure a running server, over HTTP.", ()),
     Command("download", "Fetch a model without serving it.", ("model",)),
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
@@ -40,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser(command: Command) -> argparse.ArgumentParser:
     """The parser of one command."""
-    parser = _Parser(
+    parser = Parser(
         prog=f"vllm-mlx {command.name}",
         description=command.summary,
         epilog=EPILOG,
@@ -71,10 +72,7 @@ def parse(command: Command, arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: a flag is unknown, lacks its value, or is not supported yet.
     """
-    parser = build_parser(command)
-    namespace, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise ConfigError(_describe_unknown(parser, unknown[0]))
+    namespace = parse_strictly(build_parser(command), arguments)
     if namespace.model_argument is not None:
         if getattr(namespace, "model", namespace.model_argument) != namespace.model_argument:
             raise ConfigError(f"the model is given twice: {namespace.model_argument} and --model {namespace.model}")
@@ -82,9 +80,17 @@ def parse(command: Command, arguments: Sequence[str]) -> argparse.Namespace:
     return namespace
 
 
+def parse_strictly(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse arguments, all of which must be known. Raises ConfigError, naming the one that is wrong."""
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(_describe_unknown(parser, unknown[0]))
+    return namespace
+
+
 def overview() -> str:
     """What `vllm-mlx --help` prints."""
-    commands = "\n".join(f"  {command.name:<10} {command.summary}" for command in COMMANDS)
+    commands = "\n".join(f"  {command.name:<11} {command.summary}" for command in COMMANDS)
     return (
         "usage: vllm-mlx COMMAND [MODEL] [settings]\n\n"
         "Inference server on Apple's MLX: paged KV cache, continuous batching, OpenAI-compatible.\n\n"
