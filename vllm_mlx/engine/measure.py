@@ -25,6 +25,9 @@ REPORT_TIMEOUT_S = 2.0
 """How long an engine's report is waited for: the next one while all rows decode, and the one of its rest."""
 REPORT_POLL_S = 0.01
 
+Arrival = tuple[float, int]
+"""When (`time.perf_counter()`) a row got tokens, and how many."""
+
 
 class Scenario(msgspec.Struct, frozen=True):
     """Prompts that run together."""
@@ -109,25 +112,29 @@ def check_scenario(scenario: Scenario, info: RunnerInfo, *, max_num_seqs: int, m
         )
 
 
+def random_prompts(scenario: Scenario, *, seed: str, vocab_size: int) -> list[tuple[int, ...]]:
+    """Token ids of every row; the same seed gives the same ones."""
+    draw = random.Random(seed)
+    return [tuple(draw.choices(range(vocab_size), k=length)) for length in scenario.lengths]
+
+
 async def measure(
     client: EngineClient, scenario: Scenario, *, max_tokens: int, seed: str, temperature: float = 0.0
 ) -> Round:
     """Run all rows until the last one to start has `max_tokens` tokens; nobody stops earlier. `seed` names the round.
 
     Raises:
-        EngineFailure: a row failed.
+        EngineFailure: a row failed, or the engine did and was started again.
         ConfigError: a row came to the end of the context or of the KV cache first.
     """
-    info = client.status().info
+    status = client.status()
+    info, num_restarts = status.info, status.num_restarts
     assert info is not None, "the engine is not started"
-    draw = random.Random(seed)
     submits = []
-    for number, length in enumerate(scenario.lengths):
-        prompt = Prompt(tuple(draw.choices(range(info.vocab_size), k=length)))
-        sampling = SamplingParams(
-            temperature=temperature, seed=number, ignore_eos=True, max_tokens=info.max_model_len - length
-        )
-        submits.append(Submit(f"{seed}-{number}", prompt, sampling))
+    for number, token_ids in enumerate(random_prompts(scenario, seed=seed, vocab_size=info.vocab_size)):
+        max_new = info.max_model_len - len(token_ids)
+        sampling = SamplingParams(temperature=temperature, seed=number, ignore_eos=True, max_tokens=max_new)
+        submits.append(Submit(f"{seed}-{number}", Prompt(token_ids), sampling))
     watch = _Watch(client, scenario.rows, max_tokens)
     tasks = [asyncio.create_task(watch.follow(number, submit)) for number, submit in enumerate(submits)]
     try:
@@ -137,7 +144,21 @@ async def measure(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     await watch.rest()
+    if client.status().num_restarts != num_restarts:
+        raise EngineFailure("The engine died during the measurement and was started again.")
     return watch.round()
+
+
+def steady_steps(arrivals: Sequence[Sequence[Arrival]], *, last: int, enough_at: float) -> tuple[list[float], int]:
+    """Seconds of each step while all rows decoded, without the first and the last few, and the tokens of these steps.
+
+    `last` is the row that started last: its tokens up to `enough_at` mark the steps.
+    """
+    times = [at for at, _ in arrivals[last] if at <= enough_at]
+    trim = min(MAX_TRIM, len(times) // 8)
+    times = times[trim : len(times) - trim]
+    num_tokens = sum(count for row in arrivals for at, count in row if times[0] < at <= times[-1])
+    return [after - before for before, after in itertools.pairwise(times)], num_tokens
 
 
 def summarise(scenario: Scenario, rounds: Sequence[Round]) -> Figures:
@@ -176,7 +197,7 @@ class _Watch:
     def __init__(self, client: EngineClient, rows: int, max_tokens: int) -> None:
         self._client = client
         self._max_tokens = max_tokens
-        self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(rows)]
+        self._arrivals: list[list[Arrival]] = [[] for _ in range(rows)]
         self._num_unstarted = rows
         self._last = 0
         """The row that started last."""
@@ -241,14 +262,11 @@ class _Watch:
         """What it gave."""
         assert self._enough_at is not None
         stats = self._client.status().stats
-        times = [at for at, _ in self._arrivals[self._last] if at <= self._enough_at]
-        trim = min(MAX_TRIM, len(times) // 8)
-        times = times[trim : len(times) - trim]
-        counts = (count for row in self._arrivals for at, count in row if times[0] < at <= times[-1])
+        steps_s, num_tokens = steady_steps(self._arrivals, last=self._last, enough_at=self._enough_at)
         return Round(
             ttft_s=tuple(row[0][0] - self._begun for row in self._arrivals),
-            steps_s=tuple(after - before for before, after in itertools.pairwise(times)),
-            num_tokens=sum(counts),
+            steps_s=tuple(steps_s),
+            num_tokens=num_tokens,
             stats=stats,
             pages_used=self._pages_used,
             num_preemptions=stats.num_preemptions - self._before.num_preemptions,
