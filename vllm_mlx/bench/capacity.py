@@ -80,9 +80,7 @@ class Capacity:
         options = self._options
         return itertools.starmap(
             Cell,
-            itertools.product(
-                options.prompt_tokens, options.output_tokens, options.cache_modes, options.concurrencies
-            ),
+            itertools.product(options.prompt_tokens, options.output_tokens, options.cache_modes, options.concurrencies),
         )
 
     async def _calibrate(self) -> dict[int, int]:
@@ -130,9 +128,7 @@ class Capacity:
         """Bring the cache into its state; returns the requests to measure."""
         prompts, run = of_words(self._result.words[cell.prompt_tokens]), f"{cell}/{repetition}"
         writer = self._shared if cell.cache_mode == "prefix-hit" else self._own
-        bodies = [
-            self._encode(writer.write(prompts, i, run=run), cell.output_tokens) for i in range(cell.concurrency)
-        ]
+        bodies = [self._encode(writer.write(prompts, i, run=run), cell.output_tokens) for i in range(cell.concurrency)]
         match cell.cache_mode:
             case "cold":
                 outcome = await self._session.server.reset_cache()

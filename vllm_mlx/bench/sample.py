@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -39,8 +40,8 @@ class Failure:
     @property
     def is_out_of_memory(self) -> bool:
         """Whether the message speaks of memory that ran out."""
-        text = self.message.lower()
-        return any(words in text for words in ("out of memory", "insufficient memory", "oom", "failed to allocate"))
+        words = r"out of memory|insufficient memory|\boom\b|failed to allocate"
+        return re.search(words, self.message, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, slots=True)

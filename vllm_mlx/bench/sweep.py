@@ -103,9 +103,7 @@ class Sweep:
         if count is not None:
             self._counted[configuration.prompts.name] = count
 
-    async def _repeat(
-        self, configuration: Configuration, number: int, repetition: int, *, result: LoadResult
-    ) -> None:
+    async def _repeat(self, configuration: Configuration, number: int, repetition: int, *, result: LoadResult) -> None:
         change: dict[str, float] = {}
         memory: dict[str, Any] = {}
         try:

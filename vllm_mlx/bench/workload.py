@@ -1,9 +1,9 @@
 """Workload files: cases with answers that are checked.
 
-    {"name": ..., "description": ...,
-     "defaults": {"max_tokens", "enable_thinking", "policy_timeout_ms", "extra_body", "cache_policy", "checks"},
-     "cases": [{"id", "messages" or "request_path", "max_tokens", "enable_thinking", "extra_body",
-                "policy_timeout_ms", "tags", "checks"}]}
+{"name": ..., "description": ...,
+ "defaults": {"max_tokens", "enable_thinking", "policy_timeout_ms", "extra_body", "cache_policy", "checks"},
+ "cases": [{"id", "messages" or "request_path", "max_tokens", "enable_thinking", "extra_body",
+            "policy_timeout_ms", "tags", "checks"}]}
 """
 
 from __future__ import annotations

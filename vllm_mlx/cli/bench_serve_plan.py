@@ -45,9 +45,7 @@ class Given:
         reason = f"has no effect with {_MODE_FLAGS[mode]}" if mode in _MODE_FLAGS else "has no effect here"
         idle = [flag for flag in FLAGS if flag.dest in self and mode not in flag.modes]
         needed = {WORKLOAD: " (it needs --workload)", CAPACITY: " (it needs --capacity-envelope)"}
-        return [
-            f"{flag.name} {reason}{needed.get(flag.modes[0], '') if mode == SWEEP else ''}" for flag in idle
-        ]
+        return [f"{flag.name} {reason}{needed.get(flag.modes[0], '') if mode == SWEEP else ''}" for flag in idle]
 
 
 def read_run(given: Given, environment: Mapping[str, str]) -> RunOptions:
