@@ -231,6 +231,26 @@ def test_what_a_kernel_leaves_out_is_nan(run: Callable[..., Array]) -> None:
     assert np.isnan(run("if (index != 3) y[index] = 0;")).tolist() == [i == 3 for i in range(32)]
 
 
+def test_input_may_be_written_where_that_is_said(emulator: Emulator) -> None:
+    body = "((device float*)pool)[slots[thread_position_in_grid.x]] = x[thread_position_in_grid.x]; y[0] = 7;"
+    kernel = mx.fast.metal_kernel(name="put", input_names=["pool", "slots", "x"], output_names=["y"], source=body)
+    read = mx.fast.metal_kernel(
+        name="get", input_names=["pool", "after"], output_names=["y"], source="y[0] = pool[2] + after[0];"
+    )
+
+    def put_and_get(pool: mx.array, slots: mx.array, x: mx.array) -> Any:
+        grid: dict[str, Any] = {"threadgroup": (32, 1, 1), "output_shapes": [(1,)], "output_dtypes": [mx.float32]}
+        (done,) = kernel(inputs=[pool, slots, x], grid=(2, 1, 1), **grid)
+        return read(inputs=[pool, done], grid=(1, 1, 1), **grid)
+
+    arrays = [mx.zeros((16,)), mx.array([5, 2] + [0] * 6), mx.arange(10, 20).astype(mx.float32)]
+    result, pool, *_ = emulator.call(put_and_get, *arrays, in_place={"pool"})
+    assert result.tolist() == [18.0]
+    assert np.flatnonzero(pool).tolist() == [2, 5]
+    with pytest.raises(EmulationError, match="writes to input buffer 'pool'"):
+        emulator.call(put_and_get, *arrays)
+
+
 def test_message_names_the_thread(run: Callable[..., Array]) -> None:
     with pytest.raises(EmulationError, match=r"^threadgroup \(2, 0, 0\), thread \(5, 0, 0\): "):
         run("if (index == 69) y[4096] = 0;", grid=(96, 1, 1))

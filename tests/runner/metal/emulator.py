@@ -6,8 +6,9 @@ MLX itself writes the kernel's text and says how it is launched: a function that
 
 from __future__ import annotations
 
+import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,33 +111,36 @@ class Emulator:
         """Compile the kernels of several functions side by side."""
         self.toolchain.build_all([launch.text for each in traces for launch in each.launches])
 
-    def call(self, function: Callable[..., Any], *arrays: mx.array) -> list[Array]:
-        """The results of a function of Metal kernels. bfloat16 comes back as uint16.
+    def call(self, function: Callable[..., Any], *arrays: mx.array, in_place: Collection[str] = ()) -> list[Array]:
+        """The results of a function of Metal kernels, then its arguments as they are afterwards. bfloat16 comes back as
+        uint16. Kernels may write to inputs that they call by a name of `in_place`.
 
         Raises:
             NotMetalError, CompileError: a kernel's text is no Metal.
             EmulationError: a kernel misbehaves.
         """
         traced = trace(function, *arrays)
-        known = {name: _as_numpy(array) for name, array in traced.constants.items()}
-        known |= dict(zip(traced.arguments, map(_as_numpy, arrays), strict=True))
+        known = {name: as_numpy(array) for name, array in traced.constants.items()}
+        known |= dict(zip(traced.arguments, map(as_numpy, arrays), strict=True))
         for launch in traced.launches:
-            known |= self.launch(launch, [known[name] for name in launch.inputs])
-        return [known[name] for name in traced.results]
+            known |= self._launch(launch, [known[name] for name in launch.inputs], in_place)
+        return [known[name] for name in (*traced.results, *traced.arguments)]
 
-    def launch(self, launch: Launch, inputs: Sequence[Array]) -> dict[str, Array]:
+    def _launch(self, launch: Launch, inputs: Sequence[Array], in_place: Collection[str]) -> dict[str, Array]:
         program = self.toolchain.build(launch.text)
-        pairs = zip(inputs, launch.shape_infos, strict=True)
-        buffers = [each for array, info in pairs for each in _arguments(array, info)]
-        names = _buffer_names(launch.text)
-        if len(names) > MAX_BUFFERS:
-            raise EmulationError(f"{len(names)} buffers; a kernel in Metal has at most {MAX_BUFFERS}")
-        orders = [_order(launch, names, buffers, reverse=reverse) for reverse in (False, True)]
+        buffers = _buffers(launch, inputs, in_place)
+        orders = [_order(launch, buffers, reverse=reverse) for reverse in (False, True)]
         with ThreadPoolExecutor(len(orders)) as pool:
-            forth, back = pool.map(lambda order: _run(program, launch, order), orders)
-        for name, (own, _, _) in zip(names[len(buffers) :], launch.outputs, strict=True):
-            _compare(name, forth[own], back[own])
-        return forth
+            forth, back = pool.map(lambda order: _run(program, order), orders)
+        changed, start = {}, 0
+        for buffer in buffers:
+            if buffer.kind == "input":
+                continue
+            end = start + buffer.data.nbytes
+            _compare(buffer, forth[start:end], back[start:end])
+            changed[buffer.array] = np.frombuffer(forth[start:end], buffer.data.dtype).reshape(buffer.data.shape)
+            start = end
+        return changed
 
 
 def run_metal(
@@ -165,48 +169,66 @@ def run_metal(
             template=template,
         )
 
-    return dict(zip(outputs, emulator.call(call, *inputs.values()), strict=True))
+    return dict(zip(outputs, emulator.call(call, *inputs.values()), strict=False))
 
 
-def _as_numpy(array: mx.array) -> Array:
+def as_numpy(array: mx.array) -> Array:
+    """The same bits; bfloat16 as uint16."""
     return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
-def _arguments(array: Array, info: tuple[bool, bool, bool]) -> list[Array]:
-    """An input and what MLX passes after it."""
-    arguments = [np.ascontiguousarray(array)]
-    if not array.ndim:
-        return arguments
-    has_shape, has_strides, has_ndim = info
-    strides = [stride // array.itemsize for stride in arguments[0].strides]
-    extra = [
-        (has_shape, np.array(array.shape, np.int32)),
-        (has_strides, np.array(strides, np.int64)),
-        (has_ndim, np.array(array.ndim, np.int32)),
-    ]
-    return arguments + [each for is_wanted, each in extra if is_wanted]
+@dataclass(frozen=True)
+class _Buffer:
+    """An argument of a kernel."""
+
+    kind: str
+    """'input', 'output' or 'in_place'."""
+    name: str
+    """In the kernel's text."""
+    array: str
+    """In the trace."""
+    data: Array
+    """What is in it at the start; of an output only shape and type count."""
 
 
-def _buffer_names(text: str) -> list[str]:
-    """Parameters that are buffers, from the signature that MLX wrote."""
-    signature = text[text.index("[[kernel]] void") :]
-    found = []
-    while f" [[buffer({len(found)})]]" in signature:
-        before = signature.split(f" [[buffer({len(found)})]]", 1)[0]
-        found.append(before.split()[-1])
-    return found
+def _buffers(launch: Launch, inputs: Sequence[Array], in_place: Collection[str]) -> list[_Buffer]:
+    """Arguments in MLX's order; their names are read from the signature that MLX wrote."""
+    signature = launch.text[launch.text.index("[[kernel]] void") :]
+    names = re.findall(r"(\w+) \[\[buffer\(\d+\)\]\]", signature)
+    if len(names) > MAX_BUFFERS:
+        raise EmulationError(f"{len(names)} buffers; a kernel in Metal has at most {MAX_BUFFERS}")
+    following = iter(names)
+    buffers = []
+    for array, data, info in zip(launch.inputs, inputs, launch.shape_infos, strict=True):
+        name = next(following)
+        kind = "in_place" if name in in_place else "input"
+        buffers.append(_Buffer(kind, name, array, np.ascontiguousarray(data)))
+        buffers += [_Buffer("input", next(following), "", extra) for extra in _described(data, info)]
+    for array, shape, dtype in launch.outputs:
+        buffers.append(_Buffer("output", next(following), array, np.empty(shape, NUMPY_TYPES[dtype])))
+    return buffers
 
 
-def _order(launch: Launch, names: list[str], buffers: list[Array], *, reverse: bool) -> bytes:
-    lines = [f"{name} {x} {y} {z}" for name, (x, y, z) in (("grid", launch.grid), ("threadgroup", launch.threadgroup))]
+def _described(data: Array, info: tuple[bool, bool, bool]) -> list[Array]:
+    """Shape, strides and number of dimensions, those that the kernel names."""
+    if not data.ndim:
+        return []
+    strides = [stride // data.itemsize for stride in np.empty_like(data, order="C").strides]
+    values = (np.array(data.shape, np.int32), np.array(strides, np.int64), np.array(data.ndim, np.int32))
+    return [value for is_wanted, value in zip(info, values, strict=True) if is_wanted]
+
+
+def _order(launch: Launch, buffers: list[_Buffer], *, reverse: bool) -> bytes:
+    """What the emulator's program reads: see host/emulator.cpp."""
+    sizes = (("grid", launch.grid), ("threadgroup", launch.threadgroup))
+    lines = [f"{name} {x} {y} {z}" for name, (x, y, z) in sizes]
     lines += ["seed 1", f"reverse {int(reverse)}"]
-    lines += [f"input {name} {buffer.nbytes}" for name, buffer in zip(names, buffers, strict=False)]
-    sizes = [_size_bytes(shape, dtype) for _, shape, dtype in launch.outputs]
-    lines += [f"output {name} {size}" for name, size in zip(names[len(buffers) :], sizes, strict=True)]
-    return "\n".join([*lines, "run\n"]).encode() + b"".join(buffer.tobytes() for buffer in buffers)
+    lines += [f"{buffer.kind} {buffer.name} {buffer.data.nbytes}" for buffer in buffers]
+    data = b"".join(buffer.data.tobytes() for buffer in buffers if buffer.kind != "output")
+    return "\n".join([*lines, "run\n"]).encode() + data
 
 
-def _run(program: Path, launch: Launch, order: bytes) -> dict[str, Array]:
+def _run(program: Path, order: bytes) -> bytes:
     try:
         done = subprocess.run([program], input=order, capture_output=True, check=False, timeout=RUN_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -214,26 +236,19 @@ def _run(program: Path, launch: Launch, order: bytes) -> dict[str, Array]:
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip()
         raise EmulationError(message or f"the kernel's process ended with {done.returncode}")
-    outputs, start = {}, 0
-    for name, shape, dtype in launch.outputs:
-        end = start + _size_bytes(shape, dtype)
-        outputs[name] = np.frombuffer(done.stdout[start:end], NUMPY_TYPES[dtype]).reshape(shape)
-        start = end
-    return outputs
+    return done.stdout
 
 
-def _size_bytes(shape: tuple[int, ...], dtype: mx.Dtype) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.size
-
-
-def _compare(name: str, forth: Array, back: Array) -> None:
+def _compare(buffer: _Buffer, forth: bytes, back: bytes) -> None:
     """Raise where two orders of execution gave different bits."""
-    pairs = [np.frombuffer(array.tobytes(), np.uint8).reshape(-1, array.itemsize) for array in (forth, back)]
-    different = np.any(pairs[0] != pairs[1], axis=1)
-    if different.any():
-        places = np.flatnonzero(different)
-        first = tuple(int(i) for i in np.unravel_index(places[0], forth.shape))
-        raise EmulationError(
-            f"output '{name}' depends on the order of threads or on memory nobody wrote: {len(places)} of {forth.size} "
-            f"elements differ, the first at {first}: {forth[first]} or {back[first]}"
-        )
+    if forth == back:
+        return
+    item, shape = buffer.data.itemsize, buffer.data.shape
+    pairs = [np.frombuffer(data, np.uint8).reshape(-1, item) for data in (forth, back)]
+    places = np.flatnonzero(np.any(pairs[0] != pairs[1], axis=1))
+    first = tuple(int(i) for i in np.unravel_index(places[0], shape))
+    values = [np.frombuffer(data, buffer.data.dtype)[places[0]] for data in (forth, back)]
+    raise EmulationError(
+        f"'{buffer.name}' depends on the order of threads or on memory nobody wrote: {len(places)} of "
+        f"{buffer.data.size} elements differ, the first at {first}: {values[0]} or {values[1]}"
+    )

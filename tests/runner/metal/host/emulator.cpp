@@ -297,29 +297,24 @@ void catch_faults() {
   _exit(3);
 }
 
-// "grid X Y Z", "threadgroup X Y Z", "seed N", "reverse 0|1", then a line per buffer: "input NAME BYTES" (its bytes
-// follow the last line) or "output NAME BYTES"; "run" ends it.
+// "grid X Y Z", "threadgroup X Y Z", "seed N", "reverse 0|1", then a line per buffer: its kind ("input", "output" or
+// "in_place"), its name and its bytes; "run" ends it. The bytes of all but outputs follow.
+// Returns which buffers are asked back.
 std::vector<bool> read_order() {
-  std::vector<bool> is_output;
-  std::vector<std::pair<std::string, size_t>> sizes;
-  char line[512], name[256];
+  std::vector<bool> is_result;
+  char line[512], kind[32], name[256];
   unsigned seed = 0, reverse = 0;
+  size_t bytes;
   Order& order = run->order;
-  while (fgets(line, sizeof line, stdin)) {
-    size_t bytes;
-    if (sscanf(line, "grid %u %u %u", &order.grid[0], &order.grid[1], &order.grid[2]) == 3) continue;
-    if (sscanf(line, "threadgroup %u %u %u", &order.threadgroup[0], &order.threadgroup[1], &order.threadgroup[2]) == 3)
-      continue;
+  std::vector<std::pair<std::string, size_t>> sizes;
+  std::vector<std::string> kinds;
+  while (fgets(line, sizeof line, stdin) && strcmp(line, "run\n")) {
+    unsigned(&grid)[3] = order.grid, (&group)[3] = order.threadgroup;
+    if (sscanf(line, "grid %u %u %u", &grid[0], &grid[1], &grid[2]) == 3) continue;
+    if (sscanf(line, "threadgroup %u %u %u", &group[0], &group[1], &group[2]) == 3) continue;
     if (sscanf(line, "seed %u", &seed) == 1 || sscanf(line, "reverse %u", &reverse) == 1) continue;
-    if (sscanf(line, "input %255s %zu", name, &bytes) == 2) {
-      is_output.push_back(false);
-    } else if (sscanf(line, "output %255s %zu", name, &bytes) == 2) {
-      is_output.push_back(true);
-    } else if (!strcmp(line, "run\n")) {
-      break;
-    } else {
-      refuse("unknown line");
-    }
+    if (sscanf(line, "%31s %255s %zu", kind, name, &bytes) != 3) refuse("unknown line");
+    kinds.emplace_back(kind);
     sizes.emplace_back(name, bytes);
   }
   order.random.seed(seed);
@@ -328,14 +323,16 @@ std::vector<bool> read_order() {
   order.filler = reverse ? 0x5b : 0xff;  // 0xff...: NaN, -1; 0x5b...: large numbers
   for (size_t i = 0; i < sizes.size(); ++i) {
     // outputs start alike in either order, so that what a kernel leaves out is equal
-    run->buffers.emplace_back(sizes[i].first, sizes[i].second, order.placement, is_output[i] ? 0xff : order.filler);
-    if (is_output[i]) continue;
+    const bool is_output = kinds[i] == "output";
+    run->buffers.emplace_back(sizes[i].first, sizes[i].second, order.placement, is_output ? 0xff : order.filler);
+    is_result.push_back(kinds[i] != "input");
+    if (is_output) continue;
     if (fread(run->buffers[i].data(), 1, sizes[i].second, stdin) != sizes[i].second) refuse("too few bytes");
-    run->buffers[i].make_read_only();
+    if (!is_result[i]) run->buffers[i].make_read_only();
   }
   if (int(sizes.size()) != num_arguments) refuse("wrong number of buffers");
   for (const Guarded& buffer : run->buffers) run->arguments.push_back(buffer.data());
-  return is_output;
+  return is_result;
 }
 
 void run_grid() {
@@ -415,12 +412,12 @@ int main() {
   using namespace emulated;
   Run the_run{};
   run = &the_run;
-  const std::vector<bool> is_output = read_order();
+  const std::vector<bool> is_result = read_order();
   catch_faults();
   run_grid();
-  for (size_t i = 0; i < is_output.size(); ++i) {
+  for (size_t i = 0; i < is_result.size(); ++i) {
     const Guarded& buffer = run->buffers[i];
-    if (!is_output[i]) continue;
+    if (!is_result[i]) continue;
     if (buffer.is_frayed()) fail("writes outside buffer '%s', beside it", buffer.name().c_str());
     if (fwrite(buffer.data(), 1, buffer.size(), stdout) != buffer.size()) return 3;
   }

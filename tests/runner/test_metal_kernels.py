@@ -1,0 +1,379 @@
+"""The product's Metal kernels, executed without a Mac and compared with attention as it is defined."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from runner.metal.attention import LIMITS, Batch, attend, errors, make_batch, widen
+from runner.metal.covering import all_pairs
+from runner.metal.emulator import EmulationError, Emulator, Trace, as_numpy, trace
+from runner.metal.support import emulator_for_tests
+
+from vllm_mlx.runner.kernels import paging, source
+from vllm_mlx.runner.kernels.decode import PagedAttention
+from vllm_mlx.runner.kernels.paging import PageKernels, PoolFormat
+from vllm_mlx.runner.kernels.plan import PADDED, DecodePlan, plan_items
+from vllm_mlx.runner.kernels.variant import DecodeVariant, geometry
+
+DTYPES = ("float32", "float16", "bfloat16")
+PAGE_SIZES = (16, 32, 64)
+POOLS = {"key_pool", "value_pool"}
+TOKEN = mx.zeros((1,), mx.int32)
+
+
+# ---- decode ----
+
+DIMENSIONS: dict[str, tuple[Any, ...]] = {
+    "dims": ((64, 64), (80, 80), (96, 96), (128, 128), (192, 192), (256, 256), (192, 128)),
+    "group": ((1,), (2,), (4,), (8,), (16,), (3, 5, 7, 9, 11, 13, 15), (6, 10, 12, 14)),
+    "num_queries": ((1,), (2,), (4,), (8,), (3, 5, 6, 7)),
+    "dtype": DTYPES,
+    "page_size": PAGE_SIZES,
+    "kv_heads": (1, 2, 3),
+    "window": (None, 9, 70),
+    "has_sinks": (False, True),
+    "softcap": (None, 2.0),
+    "items": ("planned", "page by page"),
+}
+
+
+def is_small(case: dict[str, Any]) -> bool:
+    """Whether the emulator is soon done: large heads times many of them take long."""
+    return max(case["group"]) * max(case["num_queries"]) * case["kv_heads"] * max(case["dims"]) <= 16 * 8 * 192
+
+
+def decode_cases() -> list[tuple[DecodeVariant, str]]:
+    """Variants, and how their tokens are cut. Where a value stands for several, they take turns."""
+    cases, turns = [], {values: cycle(values) for name in ("group", "num_queries") for values in DIMENSIONS[name]}
+    for case in all_pairs(DIMENSIONS, is_small):
+        group, num_queries = next(turns[case["group"]]), next(turns[case["num_queries"]])
+        key_dim, value_dim = case["dims"]
+        variant = DecodeVariant(
+            key_dim=key_dim,
+            value_dim=value_dim,
+            heads=group * case["kv_heads"],
+            kv_heads=case["kv_heads"],
+            dtype=case["dtype"],
+            page_size=case["page_size"],
+            scale=key_dim**-0.5,
+            num_queries=num_queries,
+            window=case["window"],
+            softcap=case["softcap"],
+            has_sinks=case["has_sinks"],
+        )
+        cases.append((variant, case["items"]))
+    return cases
+
+
+def describe(case: Any) -> str:
+    variant, items = case
+    words = [f"{variant.key_dim}x{variant.value_dim}", f"{variant.heads}on{variant.kv_heads}", variant.dtype]
+    words += [f"page{variant.page_size}", f"q{variant.num_queries}", f"window{variant.window}"]
+    words += ["sinks" * variant.has_sinks, "cap" * bool(variant.softcap), items.split()[0]]
+    return "-".join(filter(None, words))
+
+
+DECODE_CASES = decode_cases()
+
+
+def decode_call(
+    variant: DecodeVariant, batch: Batch, plan: DecodePlan
+) -> tuple[Callable[..., mx.array], list[mx.array]]:
+    """The product's function and its arguments."""
+    attention = PagedAttention(variant, "metal")
+    names = ("table", "slots", "items", "starts", "after", "sinks")
+    integers = [mx.array(array) for array in (batch.table, batch.slots, plan.items, plan.starts)]
+    arrays = [batch.queries, batch.keys, batch.values, *integers, TOKEN]
+    arrays += [] if batch.sinks is None else [batch.sinks]
+
+    def call(queries: mx.array, keys: mx.array, values: mx.array, *rest: mx.array) -> mx.array:
+        return attention(queries, keys, values, **dict(zip(names, rest, strict=False)))
+
+    return call, arrays
+
+
+def positions_for(variant: DecodeVariant, *, seed: int) -> list[int]:
+    """Ragged rows: the first token, both sides of page borders, a longer one, and padding in between."""
+    page = variant.page_size
+    around = [0, page - variant.num_queries, page - 1, page, 2 * page - 1, 3 * page + 5]
+    chosen = np.random.default_rng(seed).permutation(around)[:3].tolist()
+    return [max(0, chosen[0]), PADDED, *(max(0, each) for each in chosen[1:]), 150 + seed % 7]
+
+
+def plan_for(variant: DecodeVariant, positions: np.ndarray[Any, Any], items: str) -> DecodePlan:
+    if items == "planned":
+        return plan_items(
+            positions,
+            capacity=len(positions) + 3,
+            page_size=variant.page_size,
+            num_queries=variant.num_queries,
+            window=variant.window,
+        )
+    return cut_page_by_page(variant, positions)
+
+
+def cut_page_by_page(variant: DecodeVariant, positions: np.ndarray[Any, Any]) -> DecodePlan:
+    """As many items as there can be: one per page."""
+    items, starts = [], [0]
+    for row, position in enumerate(positions.tolist()):
+        end = position + variant.num_queries if position != PADDED else 0
+        first = 0 if variant.window is None else max(0, position + 1 - variant.window)
+        begins = range(first // variant.page_size * variant.page_size, end, variant.page_size)
+        items += [[row, begin, min(end, begin + variant.page_size), position] for begin in begins]
+        starts.append(len(items))
+    items += [[-1] * 4] * 2
+    return DecodePlan(np.array(items, np.int32), np.array(starts, np.int32))
+
+
+def decode_case(variant: DecodeVariant, items: str) -> tuple[Batch, Callable[..., mx.array], list[mx.array]]:
+    seed = DECODE_CASES.index((variant, items)) if (variant, items) in DECODE_CASES else 0
+    batch = make_batch(variant, positions_for(variant, seed=seed), seed=seed)
+    return batch, *decode_call(variant, batch, plan_for(variant, batch.positions, items))
+
+
+@pytest.fixture(scope="session")
+def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    """With the kernels of all chosen tests compiled, side by side."""
+    made = emulator_for_tests(request.config, tmp_path_factory)
+    cases = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = [spec.params["case"] for spec in cases if spec is not None and "case" in spec.params]
+    made.prepare([decode_trace(*case) for case in chosen if isinstance(case[0], DecodeVariant)])
+    return made
+
+
+def decode_trace(variant: DecodeVariant, items: str) -> Trace:
+    _, call, arrays = decode_case(variant, items)
+    return trace(call, *arrays)
+
+
+def decode_errors(emulator: Emulator, variant: DecodeVariant, items: str) -> list[float]:
+    """Relative error of every row."""
+    batch, call, arrays = decode_case(variant, items)
+    out, *_ = emulator.call(call, *arrays)
+    return errors(out, attend(variant, batch))
+
+
+@pytest.mark.parametrize("case", DECODE_CASES, ids=describe)
+def test_decode_is_attention(emulator: Emulator, case: tuple[DecodeVariant, str]) -> None:
+    found = decode_errors(emulator, *case)
+    assert max(found) <= LIMITS[case[0].dtype], found
+
+
+def test_cases_cover_every_value() -> None:
+    variants = [variant for variant, _ in DECODE_CASES]
+    assert {variant.group for variant in variants} == set(range(1, 17))
+    assert {variant.num_queries for variant in variants} == set(range(1, 9))
+    assert {(variant.key_dim, variant.value_dim) for variant in variants} == set(DIMENSIONS["dims"])
+    wide = {(variant.dtype, geometry(variant).chunk_words) for variant in variants}
+    assert {chunk_words for _, chunk_words in wide} >= {2, 4}
+
+
+ODD_SIZES = [(18, 6, "float16"), (40, 24, "bfloat16"), (5, 7, "float32")]
+
+
+@pytest.mark.parametrize(("key_dim", "value_dim", "dtype"), ODD_SIZES)
+def test_odd_head_sizes_fall_back_to_narrow_loads(
+    emulator: Emulator, key_dim: int, value_dim: int, dtype: str
+) -> None:
+    variant = make_variant(key_dim=key_dim, value_dim=value_dim, dtype=dtype)
+    assert max(decode_errors(emulator, variant, "page by page")) <= LIMITS[dtype]
+
+
+def test_window_of_one_token_gives_that_tokens_value(emulator: Emulator) -> None:
+    variant = make_variant(window=1, num_queries=3)
+    assert decode_errors(emulator, variant, "page by page") == [0.0] * 5
+
+
+def test_sizes_without_a_layout_are_refused() -> None:
+    with pytest.raises(ValueError, match="no decode kernel for heads of 576 and 512"):
+        PagedAttention(make_variant(key_dim=576, value_dim=512), "metal")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_of_several_planned_items_is_joined(emulator: Emulator, dtype: str) -> None:
+    variant = make_variant(dtype=dtype)
+    batch = make_batch(variant, [900, PADDED, 3, 300], seed=5)
+    plan = plan_items(batch.positions, capacity=32, page_size=variant.page_size)
+    assert plan.starts.tolist() == [0, 4, 4, 5, 7]
+    call, arrays = decode_call(variant, batch, plan)
+    out, *_ = emulator.call(call, *arrays)
+    assert max(errors(out, attend(variant, batch))) <= LIMITS[dtype]
+
+
+def test_batch_of_nothing_but_padding_is_zero(emulator: Emulator) -> None:
+    variant = make_variant()
+    batch = make_batch(variant, [0, 0], seed=0)
+    plan = plan_items(np.array([PADDED, PADDED], np.int32), capacity=4, page_size=variant.page_size)
+    call, arrays = decode_call(variant, batch, plan)
+    out, *_ = emulator.call(call, *arrays)
+    assert not out.any()
+
+
+def make_variant(**changes: Any) -> DecodeVariant:
+    fields: dict[str, Any] = {"key_dim": 64, "value_dim": 64, "heads": 6, "kv_heads": 2, "dtype": "float32"}
+    fields |= {"page_size": 32, "scale": 0.125} | changes
+    return DecodeVariant(**fields)
+
+
+# ---- a wrong kernel is noticed ----
+
+RICH = {"num_queries": 3, "window": 40, "softcap": 2.0, "has_sinks": True, "key_dim": 96, "value_dim": 64}
+MUTATIONS = [
+    ("DECODE_BODY", "position + 1 - WINDOW", "position + 2 - WINDOW"),
+    ("DECODE_BODY", "token <= last", "token < last"),
+    ("DECODE_BODY", "token > last - WINDOW", "token >= last - WINDOW"),
+    ("DECODE_BODY", "EXP2(top[v] - best)", "EXP2(best - top[v])"),
+    ("DECODE_BODY", "sum[v] *= keep;", ""),
+    ("DECODE_BODY", "o = LANES / 2; o > 0", "o = LANES / 2; o > 1"),
+    ("DECODE_BODY", "token % PAGE", "(token + 1) % PAGE"),
+    ("DECODE_BODY", "slots[row] * table_shape[1]", "row * table_shape[1]"),
+    ("DECODE_BODY", "kv_head) * KV_VECTORS + vector", "kv_head) * KV_VECTORS + vector / 2 * 2"),
+    ("DECODE_BODY", "min(end - 1, base", "min(end, base"),
+    ("DECODE_BODY", "    BARRIER();\n    if", "    if"),
+    ("DECODE_BODY", "    }\n    BARRIER();\n  }", "    }\n  }"),
+    ("DECODE_BODY", "if (row < 0) return;", "if (row < 0 || lane == 31) return;"),
+    ("COMBINE_BODY", "total += EXP2(sink - best);", "total += sink - best;"),
+    ("COMBINE_BODY", "vector / NUM_QUERIES", "vector % NUM_QUERIES"),
+    ("COMBINE_BODY", "  BARRIER();\n", ""),
+    ("COMBINE_BODY", "k < count; k += WARPS", "k <= count; k += WARPS"),
+    ("COMBINE_BODY", "joined * factor", "joined"),
+    ("UNPACK", "elements[i] = AS_FLOAT(words[i])", "elements[i] = -AS_FLOAT(words[i])"),
+]
+
+
+@pytest.mark.parametrize(("text", "right", "wrong"), MUTATIONS)
+def test_broken_kernel_is_noticed(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, text: str, right: str, wrong: str
+) -> None:
+    body = getattr(source, text)
+    assert right in body, "the kernel has changed: this test needs another way to break it"
+    monkeypatch.setattr(source, text, body.replace(right, wrong))
+    try:
+        found = decode_errors(emulator, make_variant(**RICH), "page by page")
+    except EmulationError:
+        return
+    assert not max(found) <= 10 * LIMITS["float32"], found
+
+
+def test_kernel_that_the_mutations_break_is_right_before(emulator: Emulator) -> None:
+    assert max(decode_errors(emulator, make_variant(**RICH), "page by page")) <= LIMITS["float32"]
+
+
+# ---- writing and reading pages ----
+
+FORMATS = [
+    PoolFormat(kv_heads=2, key_dim=64, value_dim=64, dtype="float32", page_size=16),
+    PoolFormat(kv_heads=3, key_dim=80, value_dim=80, dtype="float16", page_size=32),
+    PoolFormat(kv_heads=1, key_dim=192, value_dim=128, dtype="bfloat16", page_size=64),
+    PoolFormat(kv_heads=1, key_dim=576, value_dim=512, dtype="bfloat16", page_size=16),
+    PoolFormat(kv_heads=3, key_dim=36, value_dim=4, dtype="float16", page_size=16),
+    PoolFormat(kv_heads=2, key_dim=18, value_dim=6, dtype="bfloat16", page_size=32),
+]
+
+
+def random_array(shape: tuple[int, ...], dtype: str, *, seed: int) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed)).astype(getattr(mx, dtype))
+
+
+@pytest.mark.parametrize("pools", FORMATS, ids=lambda pools: f"{pools.key_dim}x{pools.value_dim}-{pools.dtype}")
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 21), (5, 1)], ids=["prompt", "decode"])
+def test_tokens_are_written_where_their_slots_say_and_read_back(
+    emulator: Emulator, pools: PoolFormat, rows: int, tokens: int
+) -> None:
+    kernels, num_pages = PageKernels(pools, "metal"), 6
+    places = num_pages * pools.page_size
+    dims = (pools.key_dim, pools.value_dim)
+    before = [random_array((pools.kv_heads * places, dim), pools.dtype, seed=dim) for dim in dims]
+    new = [random_array((rows, pools.kv_heads, tokens, dim), pools.dtype, seed=dim + 1) for dim in dims]
+    slots = np.random.default_rng(0).permutation(places)[: rows * tokens].astype(np.int32)
+    table = np.array([[3, 0, 5], [1, 1, 4]], np.int32)
+
+    def write_and_read(*arrays: mx.array) -> tuple[mx.array, mx.array]:
+        keys, values, new_keys, new_values, where, pages, after = arrays
+        written = kernels.write(keys, values, new_keys, new_values, slots=where, after=after)
+        return kernels.read(keys, pages, after=written), kernels.read(values, pages, after=written)
+
+    arrays = [*before, *new, mx.array(slots), mx.array(table), TOKEN]
+    read_keys, read_values, keys, values, *_ = emulator.call(write_and_read, *arrays, in_place=POOLS)
+    for pool, read, start, added in zip((keys, values), (read_keys, read_values), before, new, strict=True):
+        expected = as_numpy(start).reshape(pools.kv_heads, places, -1).copy()
+        expected[:, slots] = as_numpy(added).transpose(1, 0, 2, 3).reshape(pools.kv_heads, rows * tokens, -1)
+        assert np.array_equal(pool.reshape(expected.shape), expected)
+        pages = expected.reshape(pools.kv_heads, num_pages, pools.page_size, -1)[:, table]
+        assert np.array_equal(read, pages.transpose(1, 0, 2, 3, 4).reshape(read.shape))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("slots[row * tokens + token]", "slots[row + token]"),
+        ("if (row < keys_shape[0])", "if (row <= keys_shape[0])"),
+        ("to * VALUE_CHUNKS + c", "to * KEY_CHUNKS + c"),
+        ("[from * KEY_CHUNKS + chunk]", "[from * KEY_CHUNKS]"),
+    ],
+)
+def test_broken_write_is_noticed(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
+) -> None:
+    assert right in paging.WRITE_BODY, "the kernel has changed: this test needs another way to break it"
+    monkeypatch.setattr(paging, "WRITE_BODY", paging.WRITE_BODY.replace(right, wrong))
+    with pytest.raises((AssertionError, EmulationError)):
+        test_tokens_are_written_where_their_slots_say_and_read_back(emulator, FORMATS[2], 2, 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_sees_what_was_written_just_before(emulator: Emulator, dtype: str) -> None:
+    """A decode step: the new token's key and value are written, then every row attends."""
+    variant = make_variant(dtype=dtype)
+    batch = make_batch(variant, [4, 64, 95], seed=2)
+    attention, kernels = PagedAttention(variant, "metal"), PageKernels(pool_format(variant), "metal")
+    plan = plan_items(batch.positions, capacity=8, page_size=variant.page_size)
+    pages = batch.table[batch.slots, batch.positions // variant.page_size]
+    slots = pages * variant.page_size + batch.positions % variant.page_size
+    places = batch.keys.shape[0] // variant.kv_heads
+    new, old = [], []
+    for pool in (batch.keys, batch.values):
+        by_head = pool.reshape(variant.kv_heads, places, -1)
+        new.append(by_head[:, mx.array(slots)].transpose(1, 0, 2)[:, :, None])
+        by_head[:, mx.array(slots)] = mx.array(float("nan"), by_head.dtype)
+        old.append(by_head.reshape(pool.shape))
+
+    def step(*arrays: mx.array) -> mx.array:
+        queries, keys, values, new_keys, new_values, where, table, rows, items, starts, after = arrays
+        written = kernels.write(keys, values, new_keys, new_values, slots=where, after=after)
+        return attention(queries, keys, values, table=table, slots=rows, items=items, starts=starts, after=written)
+
+    integers = [mx.array(array) for array in (slots, batch.table, batch.slots, plan.items, plan.starts)]
+    out, *_ = emulator.call(step, batch.queries, *old, *new, *integers, TOKEN, in_place=POOLS)
+    assert not np.isnan(widen(out)).any()
+    assert max(errors(out, attend(variant, batch))) <= LIMITS[dtype]
+
+
+def pool_format(variant: DecodeVariant) -> PoolFormat:
+    return PoolFormat(variant.kv_heads, variant.key_dim, variant.value_dim, variant.dtype, variant.page_size)
+
+
+# ---- beside MLX's own names ----
+
+
+def test_names_do_not_clash_with_those_of_mlx_in_front_of_every_kernel() -> None:
+    folder = Path(next(iter(mx.__path__))) if hasattr(mx, "__path__") else Path(mx.__file__).parent
+    headers = folder / "include" / "mlx" / "backend" / "metal" / "kernels"
+    if not headers.is_dir():
+        pytest.skip("this build of MLX comes without its Metal headers")
+    prelude = [(headers / name).read_text() for name in ("utils.h", "bf16.h", "bf16_math.h", "complex.h", "defines.h")]
+    theirs = set(re.findall(r"\w+", "".join(prelude)))
+    variant = make_variant(**RICH, dtype="float16")
+    text = source.decode_text(variant, geometry(variant), "metal")[0] + source.combine_text(variant, "metal")[0]
+    text += paging.write_text(FORMATS[0], "metal")[0]
+    ours = set(re.findall(r"#define (\w+)|\btypedef [\w ]+ (\w+);|\bINLINE \w+ (\w+)\(", text))
+    names = {name for match in ours for name in match if name}
+    assert {"MAX", "halves", "Chunk"} <= names
+    assert not names & theirs
