@@ -64,7 +64,7 @@ class Comparison:
 def load(path: Path) -> Row:
     """A result in JSON. Raises ConfigError if it is none."""
     document = read_json(path, flag="compare")
-    if not isinstance(document, dict) or document.get("kind") not in _READERS:
+    if not isinstance(document, dict) or str(document.get("kind")) not in _READERS:
         raise ConfigError(f"compare: {path} is not a result of bench-serve --format json")
     return document
 
