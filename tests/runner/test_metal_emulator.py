@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from runner.metal import emulator as emulation
-from runner.metal.emulator import EmulationError, Emulator, run_metal, trace
-from runner.metal.support import emulator_for_tests
+from runner.metal.covering import all_pairs
+from runner.metal.emulator import EmulationError, Emulator, as_numpy, run_metal, trace
+from runner.metal.support import KEEP_DAYS, emulator_for_tests, remove_old
 from runner.metal.tokens import NotMetalError
 from runner.metal.toolchain import CompileError
 
@@ -327,14 +332,14 @@ def test_floats_are_rounded_as_mlx_rounds_them(run: Callable[..., Array], dtype:
     x = mx.array(tricky_floats())
     sizes: dict[str, Any] = {"y": (x.shape, dtype), "grid": (x.size, 1, 1), "threadgroup": (256, 1, 1)}
     y = run("y[index] = T(x[index]);", x, template=[("T", dtype)], **sizes)
-    assert np.array_equal(y.view(np.uint16), np.array(x.astype(dtype).view(mx.uint16)))
+    assert np.array_equal(y.view(np.uint16), as_numpy(x.astype(dtype, stream=mx.cpu)).view(np.uint16))
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_small_floats_widen_exactly(run: Callable[..., Array], dtype: mx.Dtype) -> None:
     x = mx.arange(1 << 16, dtype=mx.uint32).astype(mx.uint16).view(dtype)
     y = run("y[index] = float(x[index]);", x, y=(x.shape, mx.float32), grid=(x.size, 1, 1), threadgroup=(256, 1, 1))
-    assert np.array_equal(y, np.array(x.astype(mx.float32)), equal_nan=True)
+    assert np.array_equal(y, np.array(x.astype(mx.float32, stream=mx.cpu)), equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -342,8 +347,10 @@ def test_arithmetic_of_small_floats_rounds_after_every_operation(run: Callable[.
     x = mx.random.normal((512,), key=mx.random.key(1)).astype(dtype)
     body = "y[index] = (x[index] * x[511 - index] + x[index]) / x[511 - index] - x[index];"
     y = run(body, x, y=(x.shape, dtype), grid=(512, 1, 1), threadgroup=(128, 1, 1))
-    back = x[::-1]
-    assert np.array_equal(y.view(np.uint16), np.array(((x * back + x) / back - x).view(mx.uint16)))
+    with mx.stream(mx.cpu):
+        back = x[::-1]
+        expected = as_numpy((x * back + x) / back - x)
+    assert np.array_equal(y.view(np.uint16), expected.view(np.uint16))
 
 
 def test_small_floats_mix_with_floats_and_integers(run: Callable[..., Array]) -> None:
@@ -403,3 +410,35 @@ def test_functions_of_numbers(run: Callable[..., Array]) -> None:
         1 / np.sqrt(v + 1),
     ]
     np.testing.assert_allclose(y, np.stack(expected, axis=1), rtol=3e-7, atol=1e-7)
+
+
+# ---- the suite's own ways ----
+
+
+def test_suite_skips_with_a_reason_where_no_compiler_is(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"no C\+\+ compiler"):
+        emulator_for_tests(pytestconfig, tmp_path_factory)
+
+
+def test_programs_that_nobody_used_for_days_are_removed(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).touch()
+        (tmp_path / f"{name} folder").mkdir()
+    long_ago = time.time() - (KEEP_DAYS + 1) * 24 * 3600
+    for name in ("old", "old folder"):
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    remove_old(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new folder"]
+
+
+def test_design_holds_every_possible_pair_of_values() -> None:
+    dimensions = {"a": (1, 2, 3), "b": "xyz", "c": (None, False), "d": (0, 1, 2, 3)}
+    cases = all_pairs(dimensions, lambda case: case["a"] != 3 or case["d"] != 0)
+    for (one, ones), (other, others) in combinations(dimensions.items(), 2):
+        met = {(case[one], case[other]) for case in cases}
+        assert met == set(product(ones, others)) - ({(3, 0)} if (one, other) == ("a", "d") else set())
+    assert len(cases) < 20
