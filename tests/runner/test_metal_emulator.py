@@ -266,6 +266,12 @@ def test_too_large_a_threadgroup_is_refused(run: Callable[..., Array]) -> None:
         run("y[index % 32] = 0;", grid=(2048, 1, 1), threadgroup=(1025, 1, 1))
 
 
+def test_more_buffers_than_metal_has_are_refused(emulator: Emulator) -> None:
+    inputs = {f"x{i}": mx.array(i) for i in range(31)}
+    with pytest.raises(EmulationError, match="32 buffers; a kernel in Metal has at most 31"):
+        run_metal(emulator, "many", "", "y[0] = x0;", inputs, {"y": ((1,), mx.int32)}, (1, 1, 1), (1, 1, 1))
+
+
 def test_kernel_that_does_not_end_is_stopped(run: Callable[..., Array], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulation, "RUN_TIMEOUT_S", 0.5)
     with pytest.raises(EmulationError, match="does not end"):

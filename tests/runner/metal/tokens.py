@@ -21,7 +21,7 @@ TOKEN = re.compile(
 LINE_MARKER = re.compile(r'\s*#(?:line)? (\d+) "')
 
 
-class NotMetalError(Exception):
+class NotMetalError(RuntimeError):
     """The text is no Metal, or uses more of it than the emulator knows. The message starts with the line."""
 
 

@@ -30,8 +30,8 @@ KERNEL_FLAGS = (
 OPTIONAL_FLAGS = ("-mf16c", "-mfma", "-fexcess-precision=16")
 
 
-class CompileError(Exception):
-    """The compiler refused a kernel; the message is its own."""
+class CompileError(RuntimeError):
+    """The compiler refused a kernel; the message is its own. MLX too raises a RuntimeError then."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""What surrounds the Metal kernels, with the kernels emulated: the self-check, and whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from driven import assert_same, prompts, run, submit
+from runner.metal.stand_in import MetalStandIn
+from runner.metal.support import emulator_for_tests
+
+from vllm_mlx.core.cachespec import Layout
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.step import Runner
+from vllm_mlx.runner.kernel_pages import Kernels
+from vllm_mlx.runner.kernels import dialect, paging, source
+from vllm_mlx.runner.kernels.check import check_decode
+from vllm_mlx.runner.kernels.variant import DecodeVariant
+
+POOLS = {"key_pool", "value_pool"}
+
+
+@pytest.fixture
+def metal(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> MetalStandIn:
+    """Kernels for Metal, emulated. Padded rows all write to page 0, which nobody reads: pools may be raced for."""
+    stand_in = MetalStandIn(emulator_for_tests(pytestconfig, tmp_path_factory), in_place=POOLS, raced=POOLS)
+    monkeypatch.setattr(mx.fast, "metal_kernel", stand_in)
+    return stand_in
+
+
+def variant(**changes: Any) -> DecodeVariant:
+    fields: dict[str, Any] = {"key_dim": 32, "value_dim": 32, "heads": 2, "kv_heads": 1, "dtype": "float32"}
+    return DecodeVariant(**(fields | {"page_size": 32, "scale": 0.2} | changes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_self_check_passes_what_is_right(metal: MetalStandIn, dtype: str) -> None:
+    check = check_decode(variant(dtype=dtype, window=100, has_sinks=True), "metal")
+    assert check.problem is None
+    assert 0 < check.error < 3e-3
+    assert metal.num_launches > 0
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "right", "wrong", "problem"),
+    [
+        (source, "DECODE_BODY", "sum[v] *= keep;", "", "differs from plain operations by"),
+        (source, "COMBINE_BODY", "joined * factor", "joined", "differs from plain operations by"),
+        (source, "COMBINE_BODY", "joined * factor", "nonsense", "nonsense"),
+        (paging, "WRITE_BODY", "VALUE_CHUNKS + c]", "VALUE_CHUNKS]", "differs from plain operations by inf"),
+        (dialect, "METAL_PRELUDE", "exp2(x)", "exp(x)", "differs from plain operations by"),
+    ],
+)
+def test_self_check_tells_what_is_wrong(
+    metal: MetalStandIn, monkeypatch: pytest.MonkeyPatch, where: Any, text: str, right: str, wrong: str, problem: str
+) -> None:
+    whole = getattr(where, text)
+    assert right in whole, "the kernel has changed: this test needs another way to break it"
+    monkeypatch.setattr(where, text, whole.replace(right, wrong))
+    check = check_decode(variant(), "metal")
+    assert problem in (check.problem or "")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "gemma3_text", "qwen3_next"])
+def test_model_generates_the_same_through_kernels(
+    metal: MetalStandIn, name: str, open_runner: Callable[..., Runner]
+) -> None:
+    submits = [submit(str(i), prompt, max_tokens=3) for i, prompt in enumerate(prompts(35, 6))]
+    expected = run(open_runner(name), submits, config=Config())
+    runner = open_runner(name, kernels=Kernels("metal"), max_num_seqs=4)
+    assert Layout.PAGES in {layer.layout for layer in runner.info.cache.layers}
+    assert [status.problem for status in runner.info.kernels] == [None] * len(runner.info.kernels)
+    before = metal.num_launches
+    assert_same(run(runner, submits, config=Config(max_num_seqs=4)), expected)
+    assert metal.num_launches > before
