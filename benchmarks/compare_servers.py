@@ -14,30 +14,20 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-
-from vllm_mlx.core.config import Config
-from vllm_mlx.models.resolve import resolve
-from vllm_mlx.runner import blas
+from serving import environment, float32_demo, started
 
 HERE = Path(__file__).parent
 TOPICS = ("the sea", "a lost key", "winter", "a clockmaker", "two dogs", "the moon", "a garden", "an old map")
-EXPAND = """
-import sys
-from mlx_lm.convert import convert
-convert(sys.argv[1], sys.argv[2], dequantize=True, dtype="float32")
-"""
 
 
 @dataclass(frozen=True)
@@ -81,35 +71,6 @@ class Round:
     tokens_per_s: float
     ttft_s: float
     """Mean over the clients."""
-
-
-def environment() -> dict[str, str]:
-    """Ours, with the fast BLAS preloaded."""
-    return os.environ | blas.preload_environment() | {"HF_HUB_OFFLINE": "1"}
-
-
-def float32_demo(cache: Path) -> Path:
-    """The demo model dequantised to float32, made once."""
-    folder = cache / "benchmark-demo-float32"
-    if not folder.exists():
-        source = resolve(Config(model="demo"), progress=lambda *_: None).path
-        with tempfile.TemporaryDirectory(dir=cache) as work:
-            made = Path(work) / "model"
-            subprocess.run([sys.executable, "-c", EXPAND, str(source), str(made)], check=True, env=environment())
-            made.rename(folder)
-    return folder
-
-
-@contextlib.contextmanager
-def started(command: list[str]) -> Iterator[None]:
-    """A server process for the time of the block; its log goes to a temporary file."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 async def wait_ready(server: Server, client: httpx.AsyncClient) -> None:
@@ -283,9 +244,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8410)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    cache = Config().cache_path
-    cache.mkdir(parents=True, exist_ok=True)
-    results = asyncio.run(compare(float32_demo(cache), arguments))
+    results = asyncio.run(compare(float32_demo(), arguments))
     text = json.dumps(results, indent=2)
     print(text)
     if arguments.output:
