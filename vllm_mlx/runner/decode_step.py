@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.decode_inputs import Arrays, DecodePlace
-from vllm_mlx.runner.drawing import COMPILED, GREEDY, PLAIN, Drawing, Draws, choose, draws_of
+from vllm_mlx.runner.drawing import COMPILED, Drawing, Draws, choose, draws_of
 from vllm_mlx.runner.kernel_pages import KernelPages
 from vllm_mlx.runner.layers import ModelLayers
 from vllm_mlx.runner.sampler import PADDING
@@ -76,7 +76,7 @@ class DecodeStep:
     @property
     def num_urgent(self) -> int:
         """How many of the shapes not compiled yet should be warmed before anybody is served."""
-        return sum(size <= FIRST_SIZES[-1] and drawing in (GREEDY, PLAIN) for size, drawing in self._cold)
+        return sum(size <= FIRST_SIZES[-1] for size, _ in self._cold)
 
     def warm_one(self, last_tokens: mx.array) -> bool:
         """Compile the next shape and run it on padding alone; False if none is left."""
@@ -91,8 +91,7 @@ class DecodeStep:
         """All shapes, those first that are met first."""
         first = [size for size in self._sizes if size <= FIRST_SIZES[-1]]
         for sizes in (first, self._sizes[len(first) :]):
-            yield from ((size, drawing) for drawing in (GREEDY, PLAIN) for size in sizes)
-        yield from ((size, drawing) for drawing in COMPILED[2:] for size in self._sizes)
+            yield from ((size, drawing) for drawing in COMPILED for size in sizes)
 
     def _function(self, drawing: Drawing | None) -> Callable[..., Any]:
         if drawing not in self._functions:

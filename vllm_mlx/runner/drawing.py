@@ -53,21 +53,15 @@ class Drawing(msgspec.Struct, frozen=True):
 
 GREEDY = Drawing(num_candidates=MIN_CANDIDATES)
 PLAIN = Drawing(draws=True, num_candidates=MIN_CANDIDATES)
-TOP_K = Drawing(draws=True, has_min_p=True, has_top=True, num_candidates=MIN_CANDIDATES)
-NUCLEUS = Drawing(draws=True, has_min_p=True, has_top=True)
-COMPILED = (GREEDY, PLAIN, TOP_K, NUCLEUS)
-"""What steps are compiled for, cheapest first."""
+COMPILED = (GREEDY, PLAIN)
+"""What steps are compiled for. Filters are left out: compiling their sorts takes a GPU seconds per number of rows."""
 
 
 def compiled_drawing(drawing: Drawing) -> Drawing | None:
-    """The cheapest of `COMPILED` that does what `drawing` does; None if none does."""
+    """The one of `COMPILED` that does what `drawing` does; None if none does."""
     if not drawing.draws:
         return GREEDY
-    if not (drawing.has_min_p or drawing.has_top):
-        return PLAIN
-    if drawing.num_candidates is None:
-        return NUCLEUS
-    return TOP_K if drawing.num_candidates == MIN_CANDIDATES else None
+    return None if drawing.has_min_p or drawing.has_top else PLAIN
 
 
 def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int]) -> Draws:

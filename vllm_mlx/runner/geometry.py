@@ -55,12 +55,16 @@ class Span:
 
 
 class SinglePlace:
-    """One sequence, one chunk: tokens at positions start .. end - 1. The offset is a plain integer."""
+    """One sequence, one chunk: tokens at positions start .. end - 1. The offset is a plain integer.
 
-    def __init__(self, start: int, num_tokens: int, page_ids: Sequence[int]) -> None:
+    With `prefers_array` masks are arrays where the library's attention would otherwise plan anew for every shape.
+    """
+
+    def __init__(self, start: int, num_tokens: int, page_ids: Sequence[int], *, prefers_array: bool = False) -> None:
         self.start = self.offset = start
         self.num_tokens = num_tokens
         self.end = start + num_tokens
+        self._prefers_array = prefers_array and num_tokens > 1
         self.page_ids = page_ids
         if page_ids:
             positions = np.arange(start, self.end, dtype=np.int32)
@@ -82,7 +86,7 @@ class SinglePlace:
         """The chunk's mask over keys from position `begin`: None, 'causal', or a boolean [tokens, end - begin]."""
         if window is not None and self.end - begin <= window:
             window = None
-        if window is None and not as_array:
+        if window is None and not (as_array or self._prefers_array):
             return None if self.num_tokens == 1 else "causal"
         key = (window, begin)
         if key not in self._masks:

@@ -143,13 +143,17 @@ def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, l
     """The model with its weights in memory, in the type to compute in, and notes for the banner."""
     import mlx_lm.utils as library
 
-    from vllm_mlx.runner import weights
+    from vllm_mlx.runner import projections, weights
 
     memory_bytes = int(found.memory_bytes * config.gpu_memory_utilization) if found.is_gpu else found.memory_bytes
     try:
         model, settings = library.load_model(path, lazy=True, trust_remote_code=config.trust_remote_code)
         dtype = _compute_dtype(settings, config, found)
+        if found.is_gpu:
+            projections.merge_projections(model)
         notes = weights.prepare(model, config.weights_dtype, found=found, dtype=dtype, memory_bytes=memory_bytes)
+        if found.is_gpu:
+            projections.keep_transposed(model)
     except LIBRARY_ERRORS as error:
         raise ModelError(f"{config.model} cannot be loaded: {_one_line(error)}") from error
     return model, [blas.describe(), *notes] if not found.is_gpu else notes

@@ -33,6 +33,10 @@ from vllm_mlx.runner.pages import GrowingPages, PageStore
 from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, SingleRowView, StateBatch
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
 
+MAX_UNPLANNED_SCORES = 1 << 21
+"""On CUDA, MLX's attention is planned by cuDNN for each shape anew, some 50 ms a shape, unless it gets its mask as an
+array. Chunks with at most so many scores per head gain nothing from a plan that could make up for that."""
+
 
 class Launched(msgspec.Struct, frozen=True, eq=False):
     """A step under way."""
@@ -75,6 +79,7 @@ class MlxRunner:
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
         self._finished_at = 0.0
         self._holds_back = info.backend == "cpu"
+        self._plans_shapes = info.backend == "cuda"
         self._held_back: Launched | None = None
 
     @property
@@ -241,7 +246,9 @@ class MlxRunner:
         """Logits [1, vocab] after token ids [1, tokens] of one sequence, whose cache holds `start` tokens."""
         if self._is_batched:
             self._pages.ensure(max(page_ids, default=0))
-            cache = self._single_views(slot, SinglePlace(start, token_ids.shape[1], page_ids))
+            num_tokens = token_ids.shape[1]
+            odd = self._plans_shapes and num_tokens * (start + num_tokens) <= MAX_UNPLANNED_SCORES
+            cache = self._single_views(slot, SinglePlace(start, num_tokens, page_ids, prefers_array=odd))
         else:
             cache = self._own[slot]
         logits: mx.array = self._model(token_ids, cache=cache)

@@ -13,6 +13,8 @@ from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES, DecodeGeometry, Decod
 
 LOG2_E = 1.4426950408889634
 COMBINE_WARPS = 8
+COMBINE_BATCH = 4
+"""Items that a warp has under way at once."""
 
 DECODE_INPUTS = ("queries", "keys", "values", "table", "slots", "items", "after")
 DECODE_OUTPUTS = ("partial", "stats")
@@ -152,40 +154,56 @@ COMBINE_BODY = r"""
   const int row = block_x / VECTORS, vector = block_x % VECTORS;
   const int first = starts[row], count = starts[row + 1] - first;
   const size_t origin = size_t(first) * VECTORS + vector;
-  float best = LEAST, total = 0.f;
-  UNROLL_4 for (int k = lane; k < count; k += 32) best = MAX(best, stats[2 * (origin + size_t(k) * VECTORS)]);
-  UNROLL for (int o = 16; o > 0; o /= 2) best = MAX(best, SIMD_XOR(best, o));
+  float acc[DIMS], top = LEAST, sum = 0.f;
+  UNROLL for (int i = 0; i < DIMS; ++i) acc[i] = 0.f;
+  for (int base = warp; base < count; base += WARPS * BATCH) {
+    // All loads of a batch are under way before the first is used. Past the end the last item is read and weighs 0.
+    float tops[BATCH], sums[BATCH], parts[BATCH][DIMS];
+    UNROLL for (int b = 0; b < BATCH; ++b) {
+      const size_t at = origin + size_t(min(base + b * WARPS, count - 1)) * VECTORS;
+      tops[b] = stats[2 * at];
+      sums[b] = stats[2 * at + 1];
+      UNROLL for (int i = 0; i < DIMS; ++i) parts[b][i] = partial[at * VALUE_DIM + min(i * 32 + lane, VALUE_DIM - 1)];
+    }
+    float best = top;
+    UNROLL for (int b = 0; b < BATCH; ++b) {
+      if (base + b * WARPS >= count) tops[b] = HIDDEN;
+      best = MAX(best, tops[b]);
+    }
+    const float keep = EXP2(top - best);
+    top = best;
+    sum *= keep;
+    UNROLL for (int i = 0; i < DIMS; ++i) acc[i] *= keep;
+    UNROLL for (int b = 0; b < BATCH; ++b) {
+      const float weight = EXP2(tops[b] - best);
+      sum += weight * sums[b];
+      UNROLL for (int i = 0; i < DIMS; ++i) acc[i] += weight * parts[b][i];
+    }
+  }
+  SHARED float warp_top[WARPS], warp_sum[WARPS], warp_acc[WARPS][VALUE_DIM];
+  if (lane == 0) {
+    warp_top[warp] = top;
+    warp_sum[warp] = sum;
+  }
+  UNROLL for (int i = 0; i < DIMS; ++i) {
+    if (i * 32 + lane < VALUE_DIM) warp_acc[warp][i * 32 + lane] = acc[i];
+  }
+  BARRIER();
+  float best = LEAST, total = 0.f, keep[WARPS];
+  UNROLL for (int w = 0; w < WARPS; ++w) best = MAX(best, warp_top[w]);
 #if HAS_SINKS
   const float sink = float(sinks[vector / NUM_QUERIES]) * LOG2_E;
   best = MAX(best, sink);
+  total = EXP2(sink - best);
 #endif
-  UNROLL_4 for (int k = lane; k < count; k += 32) {
-    const size_t at = 2 * (origin + size_t(k) * VECTORS);
-    total += EXP2(stats[at] - best) * stats[at + 1];
+  UNROLL for (int w = 0; w < WARPS; ++w) {
+    keep[w] = EXP2(warp_top[w] - best);
+    total += keep[w] * warp_sum[w];
   }
-  UNROLL for (int o = 16; o > 0; o /= 2) total += SIMD_XOR(total, o);
-#if HAS_SINKS
-  total += EXP2(sink - best);
-#endif
   const float factor = total > 0.f ? 1.f / total : 0.f;
-
-  SHARED float warp_out[WARPS][VALUE_DIM];
-  float acc[DIMS];
-  UNROLL for (int i = 0; i < DIMS; ++i) acc[i] = 0.f;
-  UNROLL_4 for (int k = warp; k < count; k += WARPS) {
-    const size_t at = origin + size_t(k) * VECTORS;
-    const float weight = EXP2(stats[2 * at] - best);
-    UNROLL for (int i = 0; i < DIMS; ++i) {
-      if (i * 32 + lane < VALUE_DIM) acc[i] += weight * partial[at * VALUE_DIM + i * 32 + lane];
-    }
-  }
-  UNROLL for (int i = 0; i < DIMS; ++i) {
-    if (i * 32 + lane < VALUE_DIM) warp_out[warp][i * 32 + lane] = acc[i];
-  }
-  BARRIER();
   for (int i = thread_index; i < VALUE_DIM; i += 32 * WARPS) {
     float joined = 0.f;
-    UNROLL for (int w = 0; w < WARPS; ++w) joined += warp_out[w][i];
+    UNROLL for (int w = 0; w < WARPS; ++w) joined += keep[w] * warp_acc[w][i];
     out[size_t(block_x) * VALUE_DIM + i] = TYPE(joined * factor);
   }
 """
@@ -230,6 +248,7 @@ def combine_text(variant: DecodeVariant, backend: str) -> tuple[str, str]:
         "VALUE_DIM": variant.value_dim,
         "DIMS": -(-variant.value_dim // 32),
         "WARPS": COMBINE_WARPS,
+        "BATCH": COMBINE_BATCH,
         "HAS_SINKS": int(variant.has_sinks),
         "LOG2_E": literal(LOG2_E),
     }

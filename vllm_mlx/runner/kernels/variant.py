@@ -9,7 +9,8 @@ LANES_PER_WARP = 32
 MAX_LANES_PER_TOKEN = 16
 MAX_DIMS_PER_LANE = 24
 MAX_VECTORS = 8
-"""Query vectors that share a read of keys and values: registers allow no more."""
+VECTOR_REGISTERS = 128
+"""For the query vectors that share a read of keys and values, and for their outputs."""
 REGISTER_BUDGET = 16
 """32-bit registers for the keys (and as many for the values) that a lane has under way."""
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -91,7 +92,7 @@ def geometry(variant: DecodeVariant) -> DecodeGeometry:
         raise ValueError(f"{variant.heads} query heads do not divide among {variant.kv_heads} KV heads")
     lanes, chunk_words = _split_token(variant)
     num_vectors = variant.group * variant.num_queries
-    most = max(1, min(MAX_VECTORS, MAX_DIMS_PER_LANE * 4 // (variant.value_dim // lanes)))
+    most = max(1, min(MAX_VECTORS, VECTOR_REGISTERS // ((variant.key_dim + variant.value_dim) // lanes)))
     query_blocks = -(-num_vectors // most)
     vectors = -(-num_vectors // query_blocks)
     slots = LANES_PER_WARP // lanes

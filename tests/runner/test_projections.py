@@ -1,0 +1,126 @@
+"""Merged projections compute what the model computed, and only what may be merged is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from tiny_models import ARCHITECTURES
+
+from vllm_mlx.runner.projections import MergedPart, TransposedLinear, keep_transposed, merge_projections
+
+TOKENS = mx.array([[5, 9, 3, 7, 11]])
+
+
+def load(folder: Path) -> Any:
+    from vllm_mlx.runner.load import untouched_file_limit
+
+    with untouched_file_limit():
+        from mlx_lm.utils import load_model
+    return load_model(folder)[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_stay_the_same(name: str, tiny_model: Callable[[str], Path]) -> None:
+    model = load(tiny_model(name))
+    before = model(TOKENS)
+    mx.eval(before)
+    merge_projections(model)
+    keep_transposed(model)
+    assert mx.allclose(model(TOKENS), before, atol=1e-4)
+
+
+def test_queries_keys_and_values_are_one_product_and_so_are_gate_and_up(tiny_model: Callable[[str], Path]) -> None:
+    model = load(tiny_model("llama"))
+    num_bytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    assert merge_projections(model) == len(model.layers) * 3
+    layer = model.layers[0]
+    parts = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.mlp.gate_proj)
+    assert all(isinstance(part, MergedPart) for part in (*parts, layer.mlp.up_proj))
+    assert type(layer.self_attn.o_proj) is nn.Linear
+    assert sum(array.nbytes for _, array in tree_flatten(model.parameters())) == num_bytes
+    keep_transposed(model)
+    assert type(layer.self_attn.o_proj) is TransposedLinear
+    assert sum(array.nbytes for _, array in tree_flatten(model.parameters())) == num_bytes
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_projections_are_merged_too(bits: int, tiny_model: Callable[[str], Path]) -> None:
+    model = load(tiny_model("llama"))
+    nn.quantize(model, group_size=32, bits=bits)
+    before = model(TOKENS)
+    mx.eval(before)
+    assert merge_projections(model) > 0
+    assert mx.allclose(model(TOKENS), before, atol=1e-4)
+
+
+class TwoInputs(nn.Module):
+    """Looks like attention, but feeds its projections differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.q_proj = nn.Linear(8, 8)
+        self.k_proj = nn.Linear(8, 8)
+        self.v_proj = nn.Linear(8, 4)
+        self.o_proj = nn.Linear(4, 16)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        x = self.embed(tokens)
+        return self.o_proj(self.v_proj(self.q_proj(x) * self.k_proj(x + 1)))
+
+
+def test_projections_of_different_inputs_are_left_alone() -> None:
+    model = TwoInputs()
+    assert merge_projections(model) == 0
+    assert type(model.q_proj) is nn.Linear
+
+
+class Peeking(TwoInputs):
+    """Looks into its layers while it computes."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        x = self.embed(tokens)
+        return self.o_proj(self.v_proj(self.q_proj(x) * self.k_proj(x) * self.q_proj.weight[0, 0]))
+
+
+def test_a_model_that_looks_into_its_layers_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    model = Peeking()
+    before = model(TOKENS)
+    assert merge_projections(model) == 0
+    assert type(model.q_proj) is nn.Linear
+    assert mx.array_equal(model(TOKENS), before)
+    assert "kept as they are" in caplog.text
+
+
+class Growing(TwoInputs):
+    """Calls a projection twice."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        x = self.embed(tokens)
+        return self.o_proj(self.v_proj(self.q_proj(x) + self.q_proj(x) * self.k_proj(x)))
+
+
+def test_a_projection_that_is_called_twice_is_left_alone() -> None:
+    assert merge_projections(Growing()) == 0
+
+
+def test_a_part_asked_out_of_turn_computes_its_own() -> None:
+    class Model(TwoInputs):
+        def __call__(self, tokens: mx.array) -> mx.array:
+            x = self.embed(tokens)
+            return self.o_proj(self.v_proj(self.q_proj(x) * self.k_proj(x)))
+
+    model = Model()
+    x, y = mx.random.normal((3, 8)), mx.random.normal((3, 8))
+    expected = model.k_proj(x), model.q_proj(y), model.k_proj(y)
+    mx.eval(expected)
+    assert merge_projections(model) == 1
+    model.q_proj(x)
+    found = model.k_proj(x), model.q_proj(y), model.k_proj(y)
+    assert all(mx.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
