@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -108,3 +109,31 @@ def test_checking_a_file_leaves_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("kept")
     output.check_output(tmp_path / "x.json", "json")
     assert (tmp_path / "x.json").read_text() == "kept"
+
+
+class Terminal(io.StringIO):
+    """A narrow one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def plain(text: io.StringIO) -> list[str]:
+    """Lines without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).splitlines()
+
+
+def test_narrow_terminal_gets_a_column_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    fields = tuple(f"figure_{i}" for i in range(8))
+    rows = [dict.fromkeys(fields, 1000 * number) for number in (1, 2, 3, 4, 5)]
+    text = Terminal()
+    output.write_table(report(rows, fields), text)
+    lines = [line.split() for line in plain(text)]
+    assert lines[0] == ["figure_0", "1000", "2000", "3000", "4000", "5000"]
+    assert len(lines) == 8
+    monkeypatch.setenv("COLUMNS", "22")
+    text = Terminal()
+    output.write_table(report(rows, fields), text)
+    assert [line.split() for line in plain(text)][8] == ["figure_0", "3000", "4000"]

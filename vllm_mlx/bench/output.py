@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
@@ -88,14 +88,48 @@ def _write_text(report: Report, chosen: str, file: TextIO) -> None:
 def write_table(report: Report, file: TextIO) -> None:
     """Lines for people."""
     console = Console(file=file, width=None if file.isatty() else _WIDE)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in report.shown_fields:
-        table.add_column(name, justify="left" if name in _TEXT else "right", overflow="fold")
-    for row in report.shown:
-        table.add_row(*(Text(_shown(row.get(name))) for name in report.shown_fields))
-    console.print(table)
+    lines = [list(report.shown_fields)]
+    lines += [[_shown(row.get(name)) for name in report.shown_fields] for row in report.shown]
+    for part in _fitting(lines, console.width):
+        console.print(_table(part))
     for line in notes(report.document):
         console.print(line, markup=False, highlight=False)
+
+
+def _fitting(lines: list[list[str]], width: int) -> Iterator[list[list[str]]]:
+    """The lines as they are if they fit. Else fields become lines, and rows columns: as many side by side as fit."""
+    if _width(lines) <= width:
+        yield lines
+        return
+    head, *rows = lines
+    group: list[list[str]] = []
+    for row in rows:
+        if group and _width(_turned([head, *group, row])) > width:
+            yield _turned([head, *group])
+            group = []
+        group.append(row)
+    if group:
+        yield _turned([head, *group])
+
+
+def _turned(lines: list[list[str]]) -> list[list[str]]:
+    return [list(column) for column in zip(*lines, strict=True)]
+
+
+def _width(lines: list[list[str]]) -> int:
+    """Characters, with two between columns."""
+    return sum(max(map(len, column)) + 2 for column in _turned(lines)) - 2
+
+
+def _table(lines: list[list[str]]) -> Table:
+    """The first line is the head. Figures stand to the right."""
+    head, *rows = lines
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, title in enumerate(head):
+        table.add_column(Text(title), justify="left" if number == 0 or title in _TEXT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def csv_text(report: Report) -> str:
