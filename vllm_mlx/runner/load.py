@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -56,14 +56,33 @@ def create_runner_factory(path: Path, config: Config, *, kernels: Kernels | None
     return partial(_create_runner, path, config, kernels)
 
 
-def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress: ProgressCallback) -> Runner:
+def load_layers(path: Path, config: Config, *, progress: ProgressCallback) -> ModelLayers:
+    """The layers of the model in folder `path`, found out by running it; nothing of it is kept.
+
+    Raises:
+        ModelError: the model cannot be loaded or does not run.
+    """
+    return _load(path, config, progress).layers
+
+
+class _Loaded(NamedTuple):
+    """A model in memory, and what was found out on the way."""
+
+    model: nn.Module
+    layers: ModelLayers
+    found: Device
+    family: Family
+    settings: dict[str, Any]
+    notes: list[str]
+
+
+def _load(path: Path, config: Config, progress: ProgressCallback) -> _Loaded:
+    """Start MLX and load the model, with its attention bound."""
     progress("starting MLX")
     blas.preload_here()
     with untouched_file_limit():
         import mlx_lm.utils  # noqa: F401
-    from vllm_mlx.runner import attention, device, head, layers
-    from vllm_mlx.runner.kernel_choice import choose_layouts
-    from vllm_mlx.runner.kernel_pages import Kernels
+    from vllm_mlx.runner import attention, device, layers
 
     found = device.probe()
     device.configure(found, config.gpu_memory_utilization)
@@ -79,6 +98,15 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
         model_layers = layers.inspect_layers(model, batched=family.batched_decode)
     except LIBRARY_ERRORS as error:
         raise ModelError(f"{config.model}: the model does not run: {_one_line(error)}") from error
+    return _Loaded(model, model_layers, found, family, settings, notes)
+
+
+def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress: ProgressCallback) -> Runner:
+    model, model_layers, found, family, settings, notes = _load(path, config, progress)
+    from vllm_mlx.runner import head
+    from vllm_mlx.runner.kernel_choice import choose_layouts
+    from vllm_mlx.runner.kernel_pages import Kernels
+
     head.keep_last_position(model, model_layers.vocab_size)
     statuses: tuple[KernelStatus, ...] = ()
     if kernels is None and found.is_gpu:
