@@ -83,9 +83,9 @@ def test_a_kernel_that_fails_its_check_sends_layers_to_rows(
 
 
 def test_all_shapes_are_warmed_in_the_end_and_change_nothing(open_runner: Open) -> None:
-    runner = open_runner("llama", kernels=PlainKernels(), max_num_seqs=4)
+    runner = open_runner("llama", kernels=PlainKernels(), max_num_seqs=100)
     submits = submits_of(logprobs=None, temperature=0.8)
-    config = Config(max_num_seqs=4)
+    config = Config(max_num_seqs=100)
     before = run(runner, submits, config=config)
     calls = 0
     while runner.idle():

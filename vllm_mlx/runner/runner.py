@@ -15,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.family import Family
+from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import (
     DecodeRow,
     MemoryUse,
@@ -139,14 +140,31 @@ class MlxRunner:
         return device.memory_use(weights=self._info.memory.weights, pages=self._pages.nbytes)
 
     def warm(self, progress: ProgressCallback) -> None:
-        """Compile what the first requests will need; the rest is compiled in idle time."""
-        step = self._decode_step
-        if step is None:
+        """On a GPU, compile what the first requests will need; the rest is compiled in idle time."""
+        if self._info.backend == "cpu" and self._decode_step is None:
             return
-        total = step.num_urgent
+        progress("compiling the prefill")
+        for temperature in (0.0, 1.0):
+            self._rehearse(SamplingParams(temperature=temperature, seed=0))
+        total = self._decode_step.num_urgent if self._decode_step is not None else 0
         for i in range(total):
             progress(f"compiling decode steps ({i + 1} of {total})", i / total)
-            step.warm_one(self._last_tokens)
+            assert self._decode_step is not None
+            self._decode_step.warm_one(self._last_tokens)
+
+    def _rehearse(self, sampling: SamplingParams) -> None:
+        """Run a short sequence through all that a step does, in the scratch page."""
+        size, tokens = self._info.cache.page_size, tuple(range(3))
+        pages = (0, 0) if self._info.num_pages else ()
+        new = NewSequence(0, sampling, tokens * size, size * len(tokens))
+        steps = [
+            Step(0, new=(new,), prefills=(PrefillRow(0, 0, tokens[:1] * size, pages, False),)),
+            Step(1, prefills=(PrefillRow(0, size, tokens, pages, True),)),
+            Step(2, decodes=(DecodeRow(0, size + len(tokens), pages),)),
+            Step(3, released=(0,)),
+        ]
+        for step in steps:
+            self.collect(self.launch(step))
 
     def idle(self) -> bool:
         """Compile one more shape of the decode step; when all are, give freed buffers back to the system."""

@@ -14,8 +14,8 @@ Integers = NDArray[np.int32]
 
 MIN_SPAN = 256
 """Tokens of the smallest item: below that, joining costs more than it brings."""
-TARGET_BLOCKS = 2048
-"""Blocks that spread the work evenly over any device known to us, several rounds of them."""
+TARGET_BLOCKS = 256
+"""Blocks of eight warps that a large GPU has room for at once; a smaller one takes a few rounds."""
 PADDED = -1
 """Position of rows that are there for the shape's sake."""
 

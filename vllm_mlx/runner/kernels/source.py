@@ -13,7 +13,7 @@ from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES, DecodeGeometry, Decod
 
 LOG2_E = 1.4426950408889634
 COMBINE_WARPS = 8
-COMBINE_BATCH = 4
+COMBINE_BATCH = 2
 """Items that a warp has under way at once."""
 
 DECODE_INPUTS = ("queries", "keys", "values", "table", "slots", "items", "after")

@@ -62,7 +62,7 @@ class DecodeGeometry(msgspec.Struct, frozen=True):
     """Query vectors per block."""
     query_blocks: int
     """Blocks per KV head, each with `vectors` of its query vectors."""
-    warps: int = 2
+    warps: int = 8
 
     @property
     def slots(self) -> int:
