@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import signal
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ from scripted_server import CHUNKED, ScriptedServer, delta, words
 
 from vllm_mlx.cli.bench_serve_flags import FLAGS
 from vllm_mlx.cli.main import main
+from vllm_mlx.core import log
 from vllm_mlx.core.config import Config
 
 MODEL = "org/fake-model"
@@ -37,8 +39,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     backend = write_tokenizer(folder)
     config = Config(model="/models/fake", served_model_name=MODEL, engine="thread")
     options = {"script": WordScript(backend), "vocab_size": backend.get_vocab_size(), "max_model_len": 2048}
+    # its log shares this process's standard error with the command
+    logger = logging.getLogger(log.ROOT)
+    before, logger.handlers = logger.handlers, [logging.NullHandler()]
     with LiveServer(folder, config, **options) as server:
         yield server
+    logger.handlers = before
 
 
 @pytest.fixture
