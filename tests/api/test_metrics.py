@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from fixtures_server import Parts, client_of, running, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.step import KernelStatus
+from vllm_mlx.testing.fake import FakeRunner
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +79,30 @@ async def test_engine_is_read_at_the_time_of_the_scrape(parts: Parts, client: ht
     for name in ("pages_used", "requests_running", "requests_waiting", "preemptions_total", "engine_restarts_total"):
         assert value(after, name) == 0
     assert ("vllm_mlx_engine_memory_bytes", (("kind", "active"),)) in after
+
+
+async def test_kernels_are_told_live_or_not(
+    folder: Path, config: Config, runner_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = (KernelStatus("decode 128", error=1e-3), KernelStatus("decode 64", "differs", 0.5))
+    same_name = KernelStatus("decode 64")
+    plain = FakeRunner(**runner_options).info
+    monkeypatch.setattr(FakeRunner, "info", property(lambda self: msgspec.structs.replace(plain, kernels=(*kernels, same_name))))
+    async with running(folder, config, **runner_options) as parts, client_of(parts.app) as client:
+        samples, text = await scrape(client), (await client.get("/metrics")).text
+        status = (await client.get("/v1/status")).json()
+    assert value(samples, "kernel_live", kernel="decode 128") == 1
+    assert value(samples, "kernel_live", kernel="decode 64") == 0
+    assert text.count('vllm_mlx_kernel_live{kernel="decode 64"}') == 1
+    assert status["kernels"][:2] == [
+        {"name": "decode 128", "live": True, "problem": None, "error": 1e-3},
+        {"name": "decode 64", "live": False, "problem": "differs", "error": 0.5},
+    ]
+
+
+async def test_without_a_gpu_there_are_no_kernels(client: httpx.AsyncClient) -> None:
+    assert not [name for name, _ in await scrape(client) if name == "vllm_mlx_kernel_live"]
+    assert (await client.get("/v1/status")).json()["kernels"] == []
 
 
 async def test_no_series_grows_with_unknown_paths_or_models(client: httpx.AsyncClient) -> None:

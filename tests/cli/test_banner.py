@@ -10,12 +10,12 @@ import pytest
 from vllm_mlx.cli.banner import banner, curl
 from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.step import MemoryUse, RunnerInfo
+from vllm_mlx.core.step import KernelStatus, MemoryUse, RunnerInfo
 
 URL = "http://127.0.0.1:8000"
 
 
-def info(num_pages: int = 101) -> RunnerInfo:
+def info(num_pages: int = 101, kernels: tuple[KernelStatus, ...] = ()) -> RunnerInfo:
     return RunnerInfo(
         vocab_size=1000,
         max_model_len=8192,
@@ -25,6 +25,7 @@ def info(num_pages: int = 101) -> RunnerInfo:
         device="Some CPU",
         dtype="float32",
         notes=("BLAS: some",),
+        kernels=kernels,
         memory=MemoryUse(weights=2**29),
     )
 
@@ -38,6 +39,15 @@ def test_banner_says_what_runs_where() -> None:
 
 def test_banner_of_a_model_without_pages_states_no_capacity() -> None:
     assert "KV cache" not in banner(Config(), info(num_pages=0), url=URL)
+
+
+def test_banner_names_the_kernels_or_why_they_are_not_used() -> None:
+    good, bad = KernelStatus("decode 128", error=1e-3), KernelStatus("decode 64", "differs by 0.5", 0.5)
+    assert "  Kernels  decode 128: checked\n" in banner(Config(), info(kernels=(good,)), url=URL)
+    text = banner(Config(), info(kernels=(good, bad)), url=URL)
+    assert "  Kernels  not used: decode 64: differs by 0.5\n" in text
+    assert "checked" not in text
+    assert "Kernels" not in banner(Config(), info(), url=URL)
 
 
 @pytest.mark.parametrize("name", ["demo", "it's \"quoted\" $HOME", "ünï/modèl"])

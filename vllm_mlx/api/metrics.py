@@ -78,6 +78,7 @@ class _EngineCollector(Collector):
         yield _gauge("model_loaded", "Whether the engine takes requests.", status.state is EngineState.READY)
         yield _labelled("engine_type", "Kind of engine.", {"engine_type": "batched"})
         yield _memory(status)
+        yield _kernels(status)
         yield _labelled("build_info", "Version and model.", self._build(status))
 
     def _build(self, status: EngineStatus) -> dict[str, str]:
@@ -113,6 +114,15 @@ def _counter(name: str, text: str, value: float) -> Metric:
 def _labelled(name: str, text: str, labels: dict[str, str]) -> Metric:
     family = GaugeMetricFamily(PREFIX + name, text, labels=list(labels))
     family.add_metric(list(labels.values()), 1)
+    return family
+
+
+def _kernels(status: EngineStatus) -> Metric:
+    family = GaugeMetricFamily(PREFIX + "kernel_live", "Whether a GPU kernel passed its check.", labels=["kernel"])
+    kernels = status.info.kernels if status.info else ()
+    failed = {kernel.name for kernel in kernels if kernel.problem is not None}
+    for name in dict.fromkeys(kernel.name for kernel in kernels):  # a series may be there only once
+        family.add_metric([name], float(name not in failed))
     return family
 
 

@@ -21,6 +21,7 @@ def banner(config: Config, info: RunnerInfo, *, url: str) -> str:
         ("Context", f"{info.max_model_len:,} tokens"),
         ("Runs on", f"{info.backend} ({info.device}), {info.dtype}"),
         ("Memory", _memory(info)),
+        *(("Kernels" if number == 0 else "", line) for number, line in enumerate(_kernels(info))),
         *(("", note) for note in info.notes),
         *(("", note) for note in _warnings(config)),
     ]
@@ -47,6 +48,13 @@ def _memory(info: RunnerInfo) -> str:
     usable = info.num_pages - 1
     size = usable * info.cache.page_bytes / _GIB
     return f"{weights}, KV cache {size:.2f} GiB = {usable * info.cache.page_size:,} tokens"
+
+
+def _kernels(info: RunnerInfo) -> list[str]:
+    """A line for each kernel that the model needs; if one failed, none is used."""
+    if all(kernel.problem is None for kernel in info.kernels):
+        return [f"{kernel.name}: checked" for kernel in info.kernels]
+    return [f"not used: {kernel.name}: {kernel.problem}" for kernel in info.kernels if kernel.problem is not None]
 
 
 def _warnings(config: Config) -> list[str]:

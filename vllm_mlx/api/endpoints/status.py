@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from vllm_mlx.api.context import Context
-from vllm_mlx.core.messages import EngineState
+from vllm_mlx.core.messages import EngineState, EngineStatus
 from vllm_mlx.core.step import MemoryUse
 
 _GIB = 1024**3
@@ -46,8 +46,17 @@ def _report(context: Context) -> dict[str, Any]:
         "total_completion_tokens": metrics.total("generation_tokens"),
         "total_cached_tokens": metrics.total("cached_prompt_tokens"),
         "memory": _memory(stats.memory),
+        "kernels": _kernels(status),
         "embedding": None,
     }
+
+
+def _kernels(status: EngineStatus) -> list[dict[str, Any]]:
+    """How the GPU's kernels fared; none on a CPU."""
+    return [
+        {"name": kernel.name, "live": kernel.problem is None, "problem": kernel.problem, "error": kernel.error}
+        for kernel in (status.info.kernels if status.info else ())
+    ]
 
 
 def _memory(memory: MemoryUse) -> dict[str, float]:
