@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vllm_mlx import __version__
 from vllm_mlx.cli.parser import find_command, overview, parse
-from vllm_mlx.cli.settings import make_config, unknown_variables
+from vllm_mlx.cli.settings import ENV_PREFIX, make_config, unknown_variables
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError, EngineStartError, StartupError
 
@@ -81,6 +81,11 @@ def _dispatch(name: str, config: Config, given: argparse.Namespace) -> int:
         from vllm_mlx.cli.bench_options import BenchOptions
 
         return bench(config, BenchOptions.of(given))
+    if name == "doctor":
+        from vllm_mlx.cli.doctor import doctor
+
+        has_model = hasattr(given, "model") or bool(os.environ.get(f"{ENV_PREFIX}MODEL"))
+        return doctor(config, has_model=has_model, output_format=given.format)
     if name == "download":
         from vllm_mlx.cli.download import download
 

@@ -28,6 +28,7 @@ COMMANDS = (
     Command("chat", "Talk to a model in the terminal.", ("model", "engine", "defaults")),
     Command("bench", "Measure a model's engine, without HTTP.", ("model", "engine")),
     Command("bench-serve", "Measure a running server, over HTTP.", ()),
+    Command("doctor", "Check this machine, its GPU kernels and their speed.", ("model",)),
     Command("download", "Fetch a model without serving it.", ("model",)),
 )
 
@@ -60,6 +61,10 @@ def build_parser(command: Command) -> argparse.ArgumentParser:
         add_bench_flags(parser)
     if command.name in ("serve", "bench"):
         add_old_flags(parser)
+    if command.name == "doctor":
+        group = parser.add_argument_group("The report")
+        text = "How it is printed. [table]"
+        group.add_argument("--format", choices=("table", "json"), default="table", metavar="{table,json}", help=text)
     if command.name == "download":
         parser.add_argument("--timeout", dest="download_timeout", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         parser.add_argument("--retries", dest="download_retries", default=argparse.SUPPRESS, help=argparse.SUPPRESS)

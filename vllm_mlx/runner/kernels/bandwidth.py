@@ -21,7 +21,7 @@ from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES, DecodeVariant
 
 COPY_CALLS = 4
 COPY_ROUNDS = 5
-CPU_COPY_BYTES = 1 << 27
+CPU_COPY_BYTES = 1 << 26
 GPU_COPY_BYTES = 1 << 30
 """Size of the array that is copied."""
 COPY_SHARE = 16
