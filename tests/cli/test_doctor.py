@@ -156,6 +156,18 @@ def test_kernel_that_cannot_be_measured_is_live(gpu: MetalStandIn, monkeypatch: 
     assert (report.live, report.bytes_per_s, report.note) == (True, None, "out of memory")
 
 
+def test_variants_are_measured_on_calls_of_similar_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    monkeypatch.setattr(doctor, "decode_bandwidth", lambda one, lengths, *_, **__: asked.append(lengths))
+    for one in doctor.common_variants():
+        doctor.measure_decode(one, backend="metal", effort=QUICK, call_bytes=doctor.CALL_BYTES)
+        lengths, size = asked.pop(), 4 if one.dtype == "float32" else 2
+        token_bytes = one.kv_heads * (one.key_dim + one.value_dim) * size
+        read = sum(min(length, one.window or length) for length in lengths) * token_bytes
+        held = sum(lengths) * token_bytes
+        assert doctor.CALL_BYTES / 2 <= read <= held <= 1.3 * doctor.CALL_BYTES, one
+
+
 @pytest.mark.parametrize("has_mask", [True, False])
 def test_gpu_without_need_of_kernels_says_why(has_mask: bool) -> None:
     host = examine_host(Config(port=0))

@@ -37,9 +37,11 @@ COMMON_SHAPES = (
     (256, 256, 16, 4, "bfloat16", None, False),
 )
 """Of layers in much used models."""
-NUM_ROWS = 16
 CALL_BYTES = 1 << 27
 """Keys and values that one call reads, about: 16 rows of 2,048 tokens at 8 heads of 128 in 16 bits."""
+ROW_TOKENS = 2048
+MAX_ROWS = 256
+"""Layers with a short window read little of each row: they are measured with more rows."""
 EFFORT = Effort(num_rounds=5, min_bytes=2 * CALL_BYTES)
 LAYOUT_NAMES = {
     Layout.PAGES: "in pages",
@@ -176,10 +178,12 @@ def examine_kernels(
 
 
 def measure_decode(variant: DecodeVariant, *, backend: str, effort: Effort, call_bytes: int) -> Speed | None:
-    """Speed of the variant's kernels on rows of equal length that together read about `call_bytes`."""
+    """Speed of the variant's kernels on equal rows that together read about `call_bytes`, most of the rows' tokens."""
     token_bytes = variant.kv_heads * (variant.key_dim + variant.value_dim) * ELEMENT_BYTES[variant.dtype]
-    length = max(variant.page_size, call_bytes // (NUM_ROWS * token_bytes))
-    return decode_bandwidth(variant, [length] * NUM_ROWS, backend, effort=effort)
+    seen = min(ROW_TOKENS, variant.window or ROW_TOKENS, max(1, call_bytes // token_bytes))
+    rows = max(1, min(MAX_ROWS, call_bytes // (seen * token_bytes)))
+    length = seen + variant.page_size if variant.window else seen
+    return decode_bandwidth(variant, [length] * rows, backend, effort=effort)
 
 
 def _report(
