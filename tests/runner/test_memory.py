@@ -7,6 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 from driven import assert_same, prompts, run, run_alone, submit
+from plain_kernels import PlainKernels
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
@@ -38,9 +39,10 @@ def test_pools_grow_with_use_and_keep_their_contents(open_runner: Callable[..., 
     assert_same({name: together[name] for name in alone}, alone)
 
 
-def test_memory_is_given_back_on_close(open_runner: Callable[..., Runner]) -> None:
+@pytest.mark.parametrize("kernels", [None, PlainKernels()], ids=["gathered", "kernels"])
+def test_memory_is_given_back_on_close(open_runner: Callable[..., Runner], kernels: PlainKernels | None) -> None:
     before = mx.get_active_memory()
-    runner = open_runner("llama")
+    runner = open_runner("llama", kernels=kernels)
     assert mx.get_active_memory() > before
     held = mx.get_active_memory() - before
     runner.close()

@@ -87,6 +87,11 @@ class DecodeStep:
         mx.eval(tokens, self._order.token)
         return True
 
+    def close(self) -> None:
+        """Drop the compiled functions. They and this object hold each other, and with them the model and its pools."""
+        self._functions.clear()
+        self._cold.clear()
+
     def _shapes(self) -> Iterator[tuple[int, Drawing]]:
         """All shapes, those first that are met first."""
         first = [size for size in self._sizes if size <= FIRST_SIZES[-1]]

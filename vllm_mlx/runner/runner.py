@@ -180,6 +180,8 @@ class MlxRunner:
         self._sampler = Sampler(self._layers.vocab_size)
         self._own.clear()
         self._residents = Residents([])
+        if self._decode_step is not None:
+            self._decode_step.close()
         self._decode_step = None
         self._pages = GrowingPages((), num_pages=0, max_pages=0)
         self._model = nn.Module()
