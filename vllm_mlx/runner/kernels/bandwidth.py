@@ -115,6 +115,12 @@ def library_bandwidth(variant: DecodeVariant, lengths: Sequence[int], *, effort:
     return _measure(variant, lengths, lambda: _chain(variant, queries, pools, attend, effort), effort)
 
 
+def kv_bytes(variant: DecodeVariant, lengths: Sequence[int]) -> int:
+    """Size of the keys and values that rows of `lengths` tokens attend to."""
+    seen = [length if variant.window is None else min(length, variant.window) for length in lengths]
+    return sum(seen) * variant.kv_heads * (variant.key_dim + variant.value_dim) * ELEMENT_BYTES[variant.dtype]
+
+
 class _Pool(NamedTuple):
     keys: mx.array
     values: mx.array
@@ -122,14 +128,8 @@ class _Pool(NamedTuple):
     """Pages int32 [rows, pages]; of no use where keys and values lie in one piece."""
 
 
-def _num_bytes(variant: DecodeVariant, lengths: Sequence[int]) -> int:
-    """Keys and values that the rows attend to."""
-    seen = [length if variant.window is None else min(length, variant.window) for length in lengths]
-    return sum(seen) * variant.kv_heads * (variant.key_dim + variant.value_dim) * ELEMENT_BYTES[variant.dtype]
-
-
 def _num_pools(variant: DecodeVariant, lengths: Sequence[int], effort: Effort) -> int:
-    return max(1, min(effort.num_calls, -(-effort.min_bytes // _num_bytes(variant, lengths))))
+    return max(1, min(effort.num_calls, -(-effort.min_bytes // kv_bytes(variant, lengths))))
 
 
 def _paged_pool(variant: DecodeVariant, lengths: Sequence[int], *, seed: int) -> _Pool:
@@ -198,7 +198,7 @@ def _measure(
     variant: DecodeVariant, lengths: Sequence[int], build: Callable[[], list[mx.array]], effort: Effort
 ) -> Speed:
     call_s = _best_of(build, num_rounds=effort.num_rounds) / effort.num_calls
-    return Speed(call_s, _num_bytes(variant, lengths))
+    return Speed(call_s, kv_bytes(variant, lengths))
 
 
 def _best_of(build: Callable[[], list[mx.array]], *, num_rounds: int) -> float:
