@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich import box
@@ -47,7 +48,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
             yield "BLAS", device.blas
     yield "Limits", f"{_limit(host.open_files)} open files"
     for disk in host.disks:
-        yield "Disk", f"{disk.free_bytes / _GIB:.1f} GiB free for {disk.use} in {disk.path}"
+        yield "Disk", f"{disk.free_bytes / _GIB:.1f} GiB free for {disk.use} in {_short(disk.path)}"
     yield "Port", f"{host.address} is {'not free' if host.port_problem else 'free'}"
     if report.model is not None:
         yield "Model", "; ".join(f"{count} layers {layout}" for layout, count in report.model.layers.items())
@@ -68,6 +69,12 @@ def _table(kernels: tuple[KernelReport, ...]) -> Table:
             "-" if kernel.share_of_copy is None else f"{kernel.share_of_copy:.0%}",
         )
     return table
+
+
+def _short(path: str) -> str:
+    """With ~ for the home folder."""
+    home = Path.home()
+    return str(Path("~") / Path(path).relative_to(home)) if Path(path).is_relative_to(home) else path
 
 
 def _rate(bytes_per_s: float) -> str:
