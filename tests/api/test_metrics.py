@@ -86,8 +86,8 @@ async def test_kernels_are_told_live_or_not(
 ) -> None:
     kernels = (KernelStatus("decode 128", error=1e-3), KernelStatus("decode 64", "differs", 0.5))
     same_name = KernelStatus("decode 64")
-    plain = FakeRunner(**runner_options).info
-    monkeypatch.setattr(FakeRunner, "info", property(lambda self: msgspec.structs.replace(plain, kernels=(*kernels, same_name))))
+    info = msgspec.structs.replace(FakeRunner(**runner_options).info, kernels=(*kernels, same_name))
+    monkeypatch.setattr(FakeRunner, "info", property(lambda self: info))
     async with running(folder, config, **runner_options) as parts, client_of(parts.app) as client:
         samples, text = await scrape(client), (await client.get("/metrics")).text
         status = (await client.get("/v1/status")).json()
