@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 from tiny_models import ARCHITECTURES
 
+from vllm_mlx.runner import weights
 from vllm_mlx.runner.projections import MergedPart, TransposedLinear, keep_transposed, merge_projections
 
 TOKENS = mx.array([[5, 9, 3, 7, 11]])
@@ -57,6 +59,22 @@ def test_quantised_projections_are_merged_too(bits: int, tiny_model: Callable[[s
     mx.eval(before)
     assert merge_projections(model) > 0
     assert mx.allclose(model(TOKENS), before, atol=1e-4)
+
+
+def test_what_takes_the_place_of_a_merged_layer_is_used(tiny_model: Callable[[str], Path]) -> None:
+    model = load(tiny_model("llama"))
+    nn.quantize(model, group_size=32, bits=4)
+    expected = model(TOKENS)
+    mx.eval(expected)
+    merge_projections(model)
+    packed = weakref.ref(model.layers[0].self_attn.q_proj.merged)
+    weights.expand(model, [path for path, module in model.named_modules() if "bits" in vars(module)], mx.float32)
+    assert packed() is None, "the quantised layer is kept beside the expanded one"
+    assert mx.allclose(model(TOKENS), expected, atol=1e-4)
+    layer = model.layers[0].self_attn
+    layer.q_proj.merged = nn.Linear(64, 128)
+    x = mx.random.normal((1, 64))
+    assert mx.allclose(layer.k_proj(x), layer.q_proj.merged(x)[:, 64:96])
 
 
 class TwoInputs(nn.Module):

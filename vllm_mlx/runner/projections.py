@@ -7,6 +7,7 @@ same input is found out by running the model on one token.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,14 +35,12 @@ class TransposedLinear(nn.Linear):  # type: ignore[misc]
 
 
 class MergedPart(nn.Module):  # type: ignore[misc]
-    """Stands where a projection stood; takes its part of the merged product."""
+    """Stands where a projection stood; takes its part of the merged product. The first part owns the merged layer."""
 
     def __init__(self, shared: _Shared, index: int) -> None:
         super().__init__()
         self._shared = shared
         self._index = index
-        if index == 0:
-            self.merged = shared.linear
 
     def __call__(self, x: mx.array) -> mx.array:
         """Outputs [..., out_dims] of activations [..., in_dims]."""
@@ -49,10 +48,11 @@ class MergedPart(nn.Module):  # type: ignore[misc]
 
 
 class _Shared:
-    """The merged layer and the parts of its last product that nobody has taken yet."""
+    """The parts of the merged layer's last product that nobody has taken yet."""
 
-    def __init__(self, linear: nn.Module, bounds: list[int]) -> None:
-        self.linear = linear
+    def __init__(self, bounds: list[int]) -> None:
+        self.owner: weakref.ref[MergedPart]
+        """Whoever has the merged layer: what is put in its place later (folded, expanded, transposed) is used."""
         self._bounds = bounds
         self._input: mx.array | None = None
         self._parts: dict[int, mx.array] = {}
@@ -60,7 +60,9 @@ class _Shared:
     def part(self, index: int, x: mx.array) -> mx.array:
         if x is not self._input or index not in self._parts:
             self._input = x
-            self._parts = dict(enumerate(mx.split(self.linear(x), self._bounds, axis=-1)))
+            owner = self.owner()
+            assert owner is not None, "a part outlives the model"
+            self._parts = dict(enumerate(mx.split(owner.merged(x), self._bounds, axis=-1)))
         taken = self._parts.pop(index)
         if not self._parts:
             self._input = None  # nobody else will ask: do not keep it alive
@@ -102,8 +104,10 @@ def merge_projections(model: nn.Module) -> int:
     with _unless_changed(model) as change:
         for group in _groups(_record(model)):
             linear, bounds = _merged([call.module for call in group])
-            shared = _Shared(linear, bounds)
+            shared = _Shared(bounds)
             parts = [(call.path, MergedPart(shared, index)) for index, call in enumerate(group)]
+            owner = parts[0][1]
+            owner.merged, shared.owner = linear, weakref.ref(owner)
             model.update_modules(tree_unflatten(parts))
             mx.eval(linear.parameters())
             change.num_saved += len(group) - 1
