@@ -116,6 +116,25 @@ def test_a_model_that_looks_into_its_layers_is_left_as_it_was(caplog: pytest.Log
     assert "kept as they are" in caplog.text
 
 
+class Shifting(TwoInputs):
+    """Changes its input in place, which only attention to other tokens shows."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        x = self.embed(tokens)
+        values, queries = self.v_proj(x + 0), self.q_proj(x)
+        x += 10 * mx.random.normal(x.shape, key=mx.random.key(0))
+        scores = 10 * queries @ self.k_proj(x).swapaxes(-1, -2)
+        return self.o_proj(mx.softmax(scores, axis=-1) @ values)
+
+
+def test_a_wrong_merge_that_one_token_does_not_show_is_taken_back() -> None:
+    model = Shifting()
+    before = model(TOKENS)
+    mx.eval(before)
+    assert merge_projections(model) == 0
+    assert mx.array_equal(model(TOKENS), before)
+
+
 class Growing(TwoInputs):
     """Calls a projection twice."""
 
