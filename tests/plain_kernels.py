@@ -24,6 +24,7 @@ class PlainPages:
         index = mx.arange(heads)[:, None] * (key_pool.shape[0] // heads) + slots[None]
         for pool, source in ((key_pool, keys), (value_pool, values)):
             assert source.shape[1] == heads
+            assert source.dtype == pool.dtype
             pool[index] = source.swapaxes(0, 1).reshape(heads, -1, source.shape[-1])
         return after + 1
 
@@ -38,6 +39,7 @@ class PlainAttention:
         self._variant = variant
 
     def __call__(self, queries, keys, values, *, table, slots, items, starts, after, sinks=None):
+        assert queries.dtype == keys.dtype == values.dtype, "a kernel reads one type"
         positions = [-1] * queries.shape[0]
         items, starts = np.array(items), np.array(starts)
         for row in range(queries.shape[0]):

@@ -63,6 +63,14 @@ def test_a_greedy_row_beside_drawing_ones_keeps_its_tokens(open_runner: Open) ->
     assert together[greedy.request_id] == alone[greedy.request_id]
 
 
+def test_a_model_that_attends_in_another_type_than_its_cache_is_served(open_runner: Open) -> None:
+    """Cohere 2 hands float32 queries to its attention where keys are float16."""
+    submits = submits_of()
+    expected = run(open_runner("cohere2", dtype="float16"), submits, config=Config())
+    runner = open_runner("cohere2", dtype="float16", kernels=PlainKernels())
+    assert_same(run(runner, submits, config=Config()), expected, tolerance=1e-2)
+
+
 def test_preemption_changes_no_token(open_runner: Open) -> None:
     submits = [submit(str(i), prompt, max_tokens=50, logprobs=None) for i, prompt in enumerate(prompts(30, 40, 50, 33))]
     alone = run_alone(open_runner("llama"), submits, config=Config())

@@ -111,6 +111,8 @@ class KernelPool:
         assert shape.dtype is not None
         self.window = shape.spec.window
         self.order = order
+        self.dtype = shape.dtype
+        self.scale = variant.scale
         self.attention = kernels.decode(variant)
         self._access = kernels.pages(pool_format(variant))
         num_tokens = shape.heads * num_pages * PAGE_SIZE
@@ -143,6 +145,7 @@ class KernelPool:
         return keys, values
 
     def _put(self, keys: mx.array, values: mx.array, slots: mx.array) -> None:
+        keys, values = keys.astype(self.dtype), values.astype(self.dtype)
         self.order.token = self._access.write(self.keys, self.values, keys, values, slots=slots, after=self.order.token)
 
 
@@ -173,11 +176,12 @@ class KernelBatchView:
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
     ) -> mx.array:
-        """Attention [rows, heads, 1, dim] over each row's own tokens."""
-        assert mask is None
+        """Attention [rows, heads, 1, dim] over each row's own tokens, in the type of `queries`."""
         pool, place = self._pool, self._place
-        return pool.attention(
-            queries,
+        assert mask is None
+        assert scale == pool.scale, "the kernel was built for another scale"
+        out = pool.attention(
+            queries.astype(pool.dtype),
             pool.keys,
             pool.values,
             table=place.table,
@@ -187,6 +191,7 @@ class KernelBatchView:
             after=pool.order.token,
             sinks=sinks,
         )
+        return out.astype(queries.dtype)
 
 
 class KernelPages:
