@@ -35,7 +35,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
 
 def scheduler(*, num_pages: int = 64, max_model_len: int = 64, clock: Any = None, **settings: Any) -> Scheduler:
     runner = FakeRunner(num_pages=num_pages, page_size=PAGE, max_model_len=max_model_len, vocab_size=10_000)
-    config = Config(**{"prefill_step_size": 64, **settings})
+    config = Config(**{"prefill_step_size": 64, "prefix_cache": False, **settings})
     return Scheduler(runner.info, config, clock=clock or (lambda: 0.0))
 
 
@@ -444,7 +444,7 @@ def test_stats_count_tokens_steps_and_pages() -> None:
 
 
 def test_full_pages_are_named_by_their_tokens_and_salt() -> None:
-    s = scheduler()
+    s = scheduler(prefix_cache=True)
     asked = submit("a", 7)
     s.submit(msgspec.structs.replace(asked, prompt=Prompt(asked.prompt.token_ids, salt=b"tenant")))
     first = page_name(b"", (1, 2, 3, 4), salt=b"tenant")

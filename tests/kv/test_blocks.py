@@ -58,23 +58,50 @@ def test_name_depends_on_everything_before_the_page_and_on_the_salt() -> None:
     assert len(others | {first}) == 4
 
 
-def test_named_page_is_found_until_it_is_freed() -> None:
+def test_named_page_is_kept_and_found_until_its_memory_is_needed() -> None:
+    pool = PagePool(3)
+    (page,) = pool.allocate(1)
+    assert pool.set_name(page, b"name")
+    pool.release(page)
+    assert (pool.num_used, pool.num_kept, pool.num_free) == (0, 1, 2)
+    assert pool.find(b"name") == page
+    assert pool.allocate(1) == (2,)
+    assert pool.find(b"name") == page
+    assert pool.allocate(1) == (page,)
+    assert pool.find(b"name") is None
+    assert pool.num_evicted == 1
+
+
+def test_a_kept_page_can_be_shared_again() -> None:
     pool = PagePool(3)
     (page,) = pool.allocate(1)
     pool.set_name(page, b"name")
-    assert pool.find(b"name") == page
     pool.release(page)
-    assert pool.find(b"name") is None
+    pool.share(page)
+    assert (pool.num_used, pool.num_kept) == (1, 0)
+    with pytest.raises(KeyError):
+        pool.share(2)
 
 
-def test_first_of_two_equal_pages_is_found() -> None:
+def test_the_page_given_back_longest_ago_goes_first() -> None:
+    pool = PagePool(4)
+    pages = pool.allocate(3)
+    for page, name in zip(pages, (b"1", b"2", b"3"), strict=True):
+        pool.set_name(page, name)
+    for page in (2, 1, 3):
+        pool.release(page)
+    pool.share(2)
+    pool.release(2)
+    assert [pool.allocate(1)[0] for _ in range(3)] == [1, 3, 2]
+
+
+def test_only_the_first_of_two_equal_pages_gets_the_name() -> None:
     pool = PagePool(4)
     first, second = pool.allocate(2)
-    pool.set_name(first, b"same")
-    pool.set_name(second, b"same")
-    assert pool.find(b"same") == first
+    assert pool.set_name(first, b"same")
+    assert not pool.set_name(second, b"same")
     pool.release(second)
-    assert pool.find(b"same") == first
+    assert (pool.find(b"same"), pool.num_kept) == (first, 0)
 
 
 def test_check_notices_a_lost_page() -> None:

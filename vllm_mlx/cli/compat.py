@@ -34,10 +34,8 @@ NO_LONGER_NEEDED = (
     OldFlag("--paged-cache-block-size", True, _PAGES),
     OldFlag("--max-cache-blocks", True, _PAGES),
     OldFlag("--no-memory-aware-cache", False, _PAGES),
-    OldFlag("--enable-prefix-cache", False, "there is no separate prefix cache to switch on"),
-    OldFlag("--disable-prefix-cache", False, "there is no separate prefix cache to switch off"),
     OldFlag("--prefix-cache-size", True, _PAGES),
-    OldFlag("--prefix-trie-cache", False, "there is no separate prefix cache to switch on"),
+    OldFlag("--prefix-trie-cache", False, "prefixes are remembered unless --no-prefix-cache is given"),
     OldFlag("--prefix-trie-cache-size", True, _PAGES),
     OldFlag("--prefix-trie-cache-memory-mb", True, _PAGES),
     OldFlag("--enable-metrics", False, _METRICS),
@@ -117,6 +115,13 @@ class _Refusal(argparse.Action):
 
 def add_old_flags(parser: argparse.ArgumentParser) -> None:
     """Let the parser understand old flags; lines to print end up in `namespace.notices`."""
+    parser.add_argument(
+        "--disable-prefix-cache",
+        dest="prefix_cache",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
     for flags, action in ((NO_LONGER_NEEDED, _Notice), (NOT_SUPPORTED_YET, _Refusal)):
         for old in flags:
             parser.add_argument(

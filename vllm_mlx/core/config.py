@@ -94,6 +94,8 @@ class Config:
     """Fraction of the device's memory for the KV cache."""
     gpu_memory_utilization: float = setting(0.9, group="engine", metavar="FRACTION")
     """Fraction of the GPU's memory that weights, KV cache and temporaries may use together."""
+    prefix_cache: bool = setting(True, group="engine", flags=("--enable-prefix-cache",))
+    """Remember computed prefixes in free pages, and share them between requests."""
     enforce_eager: bool = setting(False, group="engine")
     """On a GPU, build every decode step anew instead of compiling it: slower, but ready sooner."""
     num_pages: int | None = setting(None, group="engine", metavar="N")

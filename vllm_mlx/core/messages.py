@@ -110,6 +110,11 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     num_waiting: int = 0
     pages_used: int = 0
     pages_free: int = 0
+    """Pages that can be handed out, those of remembered prefixes included."""
+    pages_kept: int = 0
+    """Pages of remembered prefixes that nobody uses."""
+    num_evicted_pages: int = 0
+    """Pages of remembered prefixes that were given to others, since this engine started."""
     num_preemptions: int = 0
     """Since this engine started; so are the next two."""
     num_steps: int = 0

@@ -13,13 +13,14 @@ from operator import attrgetter
 
 import msgspec
 
+from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import FinishReason, Output, Stats, Submit
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.pace import MIN_CHUNK_TOKENS, PrefillPace
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
-from vllm_mlx.kv.manager import KVManager
+from vllm_mlx.kv.manager import Admission, KVManager
 
 log = get_logger("engine")
 _order = attrgetter("order")
@@ -71,7 +72,8 @@ class Scheduler:
         self._max_sequences = config.max_num_seqs + config.max_waiting
         self._page_size = info.cache.page_size
         self._clock = clock
-        self._kv = KVManager(info.num_pages, page_size=info.cache.page_size)
+        shares = config.prefix_cache and all(layer.layout is Layout.PAGES for layer in info.cache.layers)
+        self._kv = KVManager(info.num_pages, page_size=info.cache.page_size, shares_prefixes=shares)
         self._pace = PrefillPace(config.prefill_step_size, stall_s=config.decode_stall_ms / 1000)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
@@ -97,6 +99,8 @@ class Scheduler:
             num_waiting=len(self._waiting),
             pages_used=self._kv.num_used,
             pages_free=self._kv.num_free,
+            pages_kept=self._kv.num_kept,
+            num_evicted_pages=self._kv.num_evicted,
             num_preemptions=self._num_preemptions,
             num_steps=self._num_planned,
             num_tokens=self._num_tokens,
@@ -180,6 +184,7 @@ class Scheduler:
         del self._sequences[sequence.request_id]
         if sequence.slot is None:
             self._waiting.remove(sequence)
+            self._kv.release(sequence.request_id)
         else:
             self._leave(sequence)
 
@@ -255,6 +260,7 @@ class Scheduler:
                 # Nobody overtakes a sequence that waits for a slot or for pages.
                 may_admit = may_admit and self._admit(sequence, draft)
             if sequence.slot is not None:
+                size = self._chunk_size(sequence, budget, is_first=not draft.prefills)  # of what is not cached
                 self._prefill(sequence, size, draft)
                 budget = max(0, budget - size)
 
@@ -272,7 +278,10 @@ class Scheduler:
         return budget if is_first else 0
 
     def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
-        """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there."""
+        """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there.
+
+        False if it, and so nobody after it, can be taken now.
+        """
         num_known = len(sequence.token_ids)
         if not self._kv.could_fit(num_known):
             self._end_for_want_of_pages(sequence)
@@ -282,9 +291,17 @@ class Scheduler:
             num_tokens = num_known
         # Who was preempted comes back when the others have room to grow, or it would soon be preempted again.
         headroom = len(self._running) if sequence.was_preempted else 0
-        if not self._free_slots or self._kv.pages_for(num_tokens) + headroom > self._kv.num_free:
+        if not self._free_slots:
             return False
-        self._kv.reserve(sequence.request_id, num_tokens)
+        salt = sequence.submit.prompt.salt
+        num_cached = self._kv.admit(
+            sequence.request_id, sequence.token_ids, num_tokens=num_tokens, headroom=headroom, salt=salt
+        )
+        if isinstance(num_cached, Admission):
+            return num_cached is Admission.PREFIX_UNDER_WAY
+        sequence.num_computed = num_cached
+        if not sequence.has_output:
+            sequence.num_cached = min(num_cached, sequence.num_prompt)
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_order)
         sequence.slot = heapq.heappop(self._free_slots)
@@ -317,9 +334,12 @@ class Scheduler:
             token_id, logprobs = next(tokens) if row.samples else (None, None)
             if row.sequence.is_finished:
                 continue
+            if row.sequence.slot is not None:
+                # Before the token is appended, for that may end the sequence: what it computed is to be remembered.
+                known = row.sequence.token_ids
+                self._kv.commit(row.sequence.request_id, known, num_computed=row.num_computed)
             if token_id is not None:
                 self._append(row.sequence, token_id, logprobs)
-            self._name_pages(row)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """A token is known now; tell it, and see whether it was the last."""
@@ -332,15 +352,10 @@ class Scheduler:
                 token_ids=(token_id,),
                 logprobs=(logprobs,) if sequence.sampling.logprobs is not None else None,
                 finish=reason,
+                num_cached=0 if sequence.has_output else sequence.num_cached,
                 queued_s=None if sequence.has_output else sequence.queued_s,
             )
         )
         sequence.has_output = True
         if reason:
             self._end(sequence)
-
-    def _name_pages(self, row: _Row) -> None:
-        sequence = row.sequence
-        if sequence.slot is not None:
-            salt = sequence.submit.prompt.salt
-            self._kv.commit(sequence.request_id, sequence.token_ids, num_computed=row.num_computed, salt=salt)

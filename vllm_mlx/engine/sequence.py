@@ -57,6 +57,8 @@ class Sequence:
     """Tokens sampled by steps that are not committed yet."""
     num_to_prefill: int = 0
     """Known tokens when it took its slot; after them every token is a decode."""
+    num_cached: int = 0
+    """Prompt tokens that were in pages already when it first took its slot."""
     queued_s: float | None = None
     """How long it waited for its first chunk; None until then."""
     has_output: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 SCRATCH_PAGE = 0
 """Padded rows write here; it belongs to nobody."""
@@ -23,66 +23,151 @@ def page_name(parent: bytes, token_ids: Sequence[int], *, salt: bytes) -> bytes:
 
 
 class PagePool:
-    """Hands out pages 1 .. num_pages - 1 and counts their users.
+    """Hands out pages 1 .. num_pages - 1, counts their users, and keeps named pages after their last user left.
 
-    Free pages are handed out lowest id first, so that a pool whose memory is touched lazily stays as small as its
-    peak. A page loses its name when its last user leaves: names identify pages that are alive.
+    A page is free, in use, or *kept*: named, used by nobody, found by its name until its memory is needed. Free pages
+    are handed out first, lowest id first, so that a pool whose memory is touched lazily stays small; then the kept page
+    that was given back longest ago. What is kept per page takes about 150 bytes.
     """
 
     def __init__(self, num_pages: int) -> None:
         self._free = list(range(SCRATCH_PAGE + 1, num_pages))
-        self._num_users: dict[int, int] = {}
-        self._names: dict[int, bytes] = {}
+        self._num_users = array("i", bytes(4 * max(1, num_pages)))
+        self._names: list[bytes | None] = [None] * max(1, num_pages)
         self._by_name: dict[bytes, int] = {}
+        self._kept = _Order(max(1, num_pages))
+        self.num_used = 0
+        """Pages with at least one user."""
+        self.num_evicted = 0
+        """Kept pages whose memory was needed, since the pool was made."""
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody uses."""
-        return len(self._free)
+        """Pages that can be handed out: free ones and kept ones."""
+        return len(self._free) + self._kept.size
 
     @property
-    def num_used(self) -> int:
-        """Pages with at least one user."""
-        return len(self._num_users)
+    def num_kept(self) -> int:
+        """Pages that nobody uses but that can be found."""
+        return self._kept.size
 
     def allocate(self, count: int) -> tuple[int, ...]:
         """Take `count` pages, one user each. Raises ValueError if fewer are free (look at `num_free` first)."""
-        if count > len(self._free):
-            raise ValueError(f"{count} pages asked for, {len(self._free)} free")
-        page_ids = tuple(heapq.heappop(self._free) for _ in range(count))
-        self._num_users.update(dict.fromkeys(page_ids, 1))
+        if count > self.num_free:
+            raise ValueError(f"{count} pages asked for, {self.num_free} free")
+        page_ids = tuple(heapq.heappop(self._free) if self._free else self._evict() for _ in range(count))
+        for page_id in page_ids:
+            self._num_users[page_id] = 1
+        self.num_used += count
         return page_ids
 
     def share(self, page_id: int) -> None:
-        """One more user of a page in use. Raises KeyError if it is free."""
+        """One more user of a page in use or kept. Raises KeyError if it is free."""
+        if self._num_users[page_id] == 0:
+            self._kept.remove(page_id)  # raises KeyError
+            self.num_used += 1
         self._num_users[page_id] += 1
 
     def release(self, page_id: int) -> None:
-        """One user less; the last one frees the page. Raises KeyError if it is free already."""
+        """One user less; the last one frees the page, or leaves it kept. Raises KeyError if nobody uses it."""
+        if self._num_users[page_id] <= 0:
+            raise KeyError(page_id)
         self._num_users[page_id] -= 1
         if self._num_users[page_id]:
             return
-        del self._num_users[page_id]
-        heapq.heappush(self._free, page_id)
-        name = self._names.pop(page_id, None)
-        if name is not None and self._by_name.get(name) == page_id:
-            del self._by_name[name]
+        self.num_used -= 1
+        if self._names[page_id] is None:
+            heapq.heappush(self._free, page_id)
+        else:
+            self._kept.append(page_id)
 
-    def set_name(self, page_id: int, name: bytes) -> None:
-        """Name a full page. When two pages hold the same tokens, the first one named is found."""
+    def set_name(self, page_id: int, name: bytes) -> bool:
+        """Name a full page in use; False, and nothing changed, if another page has that name already."""
+        if self._by_name.setdefault(name, page_id) != page_id:
+            return False
         self._names[page_id] = name
-        self._by_name.setdefault(name, page_id)
+        return True
 
     def find(self, name: bytes) -> int | None:
-        """The page of that name, if one is alive."""
+        """The page of that name, in use or kept."""
         return self._by_name.get(name)
+
+    def is_kept(self, page_id: int) -> bool:
+        """Whether nobody uses the page but it can be found."""
+        return page_id in self._kept
+
+    def forget(self) -> int:
+        """Free all kept pages; returns how many there were. Pages in use lose their names."""
+        count = self._kept.size
+        while self._kept.size:
+            heapq.heappush(self._free, self._evict())
+        self.num_evicted -= count
+        for page_id in self._by_name.values():
+            self._names[page_id] = None
+        self._by_name.clear()
+        return count
 
     def check(self, num_users: dict[int, int], *, num_pages: int) -> None:
         """Raise AssertionError unless the pool agrees with `num_users` (page id to users) and lost no page."""
-        assert self._num_users == num_users, f"users {self._num_users}, tables say {num_users}"
-        assert len(set(self._free)) == len(self._free), "a page is free twice"
-        assert not set(self._free) & set(self._num_users), "a page is both free and used"
-        everything = set(self._free) | set(self._num_users)
-        assert everything == set(range(SCRATCH_PAGE + 1, num_pages)), "a page is lost or invented"
-        assert set(self._names) <= set(self._num_users), "a free page has a name"
-        assert all(self._names.get(page) == name for name, page in self._by_name.items()), "a name finds the wrong page"
+        counted = {page: users for page, users in enumerate(self._num_users) if users}
+        assert counted == num_users, f"users {counted}, tables say {num_users}"
+        assert self.num_used == len(num_users), "pages in use are miscounted"
+        free, kept = set(self._free), set(self._kept)
+        assert len(free) == len(self._free), "a page is free twice"
+        assert not free & kept, "a page is both free and kept"
+        assert not (free | kept) & set(num_users), "a page is used and free or kept"
+        assert free | kept | set(num_users) == set(range(SCRATCH_PAGE + 1, num_pages)), "a page is lost or invented"
+        named = {page: name for page, name in enumerate(self._names) if name is not None}
+        assert named == {page: name for name, page in self._by_name.items()}, "names and pages disagree"
+        assert kept <= set(named), "a page without a name is kept"
+        assert not free & set(named), "a free page has a name"
+
+    def _evict(self) -> int:
+        """Take the page kept longest; it is nameless afterwards."""
+        page_id = self._kept.pop_first()
+        name, self._names[page_id] = self._names[page_id], None
+        assert name is not None
+        del self._by_name[name]
+        self.num_evicted += 1
+        return page_id
+
+
+class _Order:
+    """Page ids in the order in which they were appended; any of them can be taken out at once."""
+
+    _NOWHERE = -1
+
+    def __init__(self, num_pages: int) -> None:
+        # A ring through page 0, which is never a member.
+        self._next = array("i", [self._NOWHERE]) * num_pages
+        self._previous = array("i", [self._NOWHERE]) * num_pages
+        self._next[SCRATCH_PAGE] = self._previous[SCRATCH_PAGE] = SCRATCH_PAGE
+        self.size = 0
+
+    def __contains__(self, page_id: int) -> bool:
+        return page_id != SCRATCH_PAGE and self._next[page_id] != self._NOWHERE
+
+    def __iter__(self) -> Iterator[int]:
+        page_id = self._next[SCRATCH_PAGE]
+        while page_id != SCRATCH_PAGE:
+            yield page_id
+            page_id = self._next[page_id]
+
+    def append(self, page_id: int) -> None:
+        last = self._previous[SCRATCH_PAGE]
+        self._next[last] = self._previous[SCRATCH_PAGE] = page_id
+        self._previous[page_id], self._next[page_id] = last, SCRATCH_PAGE
+        self.size += 1
+
+    def remove(self, page_id: int) -> None:
+        if page_id not in self:
+            raise KeyError(page_id)
+        before, after = self._previous[page_id], self._next[page_id]
+        self._next[before], self._previous[after] = after, before
+        self._next[page_id] = self._previous[page_id] = self._NOWHERE
+        self.size -= 1
+
+    def pop_first(self) -> int:
+        page_id = self._next[SCRATCH_PAGE]
+        self.remove(page_id)
+        return page_id
