@@ -1,0 +1,59 @@
+"""The decode step as a compiled function: traced once, then replayed with other tokens, tables and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+from driven import assert_same, prompts, run, submit
+from pure_kernels import PureKernels, Replay
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.step import Runner
+from vllm_mlx.runner import decode_step
+
+Open = Callable[..., Runner]
+
+
+@pytest.fixture
+def replay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replay:
+    made = Replay(tmp_path)
+    # Only the step's own: the library's modules may be imported meanwhile and would keep it.
+    monkeypatch.setattr(decode_step, "mx", SimpleNamespace(**{**vars(mx), "compile": made}))
+    return made
+
+
+def submits_of(**sampling: object) -> list:
+    made = prompts(5, 23, 12, 70, 33, 3)
+    return [
+        submit(str(i), p, **{"max_tokens": 14 + i, "seed": i, "logprobs": None, **sampling}) for i, p in enumerate(made)
+    ]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_replayed_steps_give_the_tokens_of_eager_ones(name: str, open_runner: Open, replay: Replay) -> None:
+    eager, runner = open_runner(name), open_runner(name, kernels=PureKernels(), max_num_seqs=3, max_model_len=128)
+    num_traces = replay.num_traces
+    assert num_traces == 2 * len((1, 2, 4))
+    for sampling in ({}, {"temperature": 0.9}):
+        expected = run(eager, submits_of(**sampling), config=Config())
+        for every in (0, 2):
+            found = run(
+                runner, submits_of(**sampling), config=Config(max_num_seqs=3, prefill_step_size=16), every=every
+            )
+            assert_same(found, expected)
+    assert replay.num_traces == num_traces, "a step was traced again"
+    assert replay.num_replays > 10 * num_traces
+    expected = run(eager, submits_of(logprobs=2, top_k=3, temperature=0.9), config=Config())
+    found = run(runner, submits_of(logprobs=2, top_k=3, temperature=0.9), config=Config(max_num_seqs=3))
+    assert_same(found, expected)
+
+
+def test_preemption_and_reused_slots_change_no_token(open_runner: Open, replay: Replay) -> None:
+    submits = [submit(str(i), p, max_tokens=40, logprobs=None) for i, p in enumerate(prompts(30, 40, 50, 33))]
+    expected = run(open_runner("llama"), submits, config=Config())
+    tight = open_runner("llama", kernels=PureKernels(), num_pages=8, max_num_seqs=4)
+    assert_same(run(tight, submits, config=Config(prefill_step_size=32, max_num_seqs=4)), expected)
