@@ -58,10 +58,7 @@ class DecodeStep:
 
     def logits(self, rows: Sequence[DecodeRow], last_tokens: mx.array) -> mx.array:
         """Logits [rows, vocab]."""
-        arrays = self._inputs.arrays(rows, num_rows=self.size(len(rows)))
-        logits, self._order.token = self._function(None)(arrays, self._inputs.table, last_tokens, self._order.token)
-        result: mx.array = logits[: len(rows)]
-        return result
+        return self._padded_logits(rows, last_tokens, num_rows=self.size(len(rows)))[: len(rows)]
 
     def tokens(
         self, rows: Sequence[DecodeRow], last_tokens: mx.array, *, drawing: Drawing, draws: Draws
@@ -76,15 +73,27 @@ class DecodeStep:
     @property
     def num_urgent(self) -> int:
         """How many of the shapes not compiled yet should be warmed before anybody is served."""
-        return sum(size <= FIRST_SIZES[-1] for size, _ in self._cold)
+        return sum(size <= FIRST_SIZES[-1] and drawing is not None for size, drawing in self._cold)
 
     def warm_one(self, last_tokens: mx.array) -> bool:
-        """Compile the next shape and run it on padding alone; False if none is left."""
+        """Compile the next shape and run it on padding alone; False if none is left.
+
+        Raises:
+            RuntimeError, ValueError: it does not compile, or memory is short; nothing has changed.
+        """
         if not self._cold:
             return False
-        size, drawing = self._cold.pop(0)
-        tokens, _ = self.tokens((), last_tokens, drawing=drawing, draws=draws_of([PADDING] * size, [0] * size))
-        mx.eval(tokens, self._order.token)
+        (size, drawing), token = self._cold.pop(0), self._order.token
+        try:
+            if drawing is None:
+                result = self._padded_logits((), last_tokens, num_rows=size)
+            else:
+                draws = draws_of([PADDING] * size, [0] * size)
+                result, _ = self.tokens((), last_tokens, drawing=drawing, draws=draws)
+            mx.eval(result, self._order.token)
+        except (RuntimeError, ValueError):
+            self._order.token = token  # the new one may never be there
+            raise
         return True
 
     def close(self) -> None:
@@ -92,11 +101,18 @@ class DecodeStep:
         self._functions.clear()
         self._cold.clear()
 
-    def _shapes(self) -> Iterator[tuple[int, Drawing]]:
-        """All shapes, those first that are met first."""
+    def _padded_logits(self, rows: Sequence[DecodeRow], last_tokens: mx.array, *, num_rows: int) -> mx.array:
+        """Logits [num_rows, vocab]."""
+        arrays = self._inputs.arrays(rows, num_rows=num_rows)
+        logits: mx.array
+        logits, self._order.token = self._function(None)(arrays, self._inputs.table, last_tokens, self._order.token)
+        return logits
+
+    def _shapes(self) -> Iterator[tuple[int, Drawing | None]]:
+        """All shapes, those first that are met first; without a drawing the step ends at the logits."""
         first = [size for size in self._sizes if size <= FIRST_SIZES[-1]]
         for sizes in (first, self._sizes[len(first) :]):
-            yield from ((size, drawing) for drawing in COMPILED for size in sizes)
+            yield from ((size, drawing) for drawing in (*COMPILED, None) for size in sizes)
 
     def _function(self, drawing: Drawing | None) -> Callable[..., Any]:
         if drawing not in self._functions:

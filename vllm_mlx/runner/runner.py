@@ -15,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.family import Family
+from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import (
     DecodeRow,
@@ -33,6 +34,8 @@ from vllm_mlx.runner.layers import ModelLayers, flat_caches
 from vllm_mlx.runner.pages import GrowingPages, PageStore
 from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, SingleRowView, StateBatch
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
+
+log = get_logger("runner")
 
 MAX_UNPLANNED_SCORES = 1 << 21
 """On CUDA, MLX's attention is planned by cuDNN for each shape anew, some 50 ms a shape, unless it gets its mask as an
@@ -143,14 +146,14 @@ class MlxRunner:
         """On a GPU, compile what the first requests will need; the rest is compiled in idle time."""
         if self._info.backend == "cpu" and self._decode_step is None:
             return
-        progress("compiling the prefill")
-        for temperature in (0.0, 1.0):
-            self._rehearse(SamplingParams(temperature=temperature, seed=0))
         total = self._decode_step.num_urgent if self._decode_step is not None else 0
         for i in range(total):
             progress(f"compiling decode steps ({i + 1} of {total})", i / total)
-            assert self._decode_step is not None
-            self._decode_step.warm_one(self._last_tokens)
+            if not self._compile_one():
+                break
+        progress("compiling the prefill")
+        for temperature in (0.0, 1.0):
+            self._rehearse(SamplingParams(temperature=temperature, seed=0))
 
     def _rehearse(self, sampling: SamplingParams) -> None:
         """Run a short sequence through all that a step does, in the scratch page."""
@@ -168,10 +171,22 @@ class MlxRunner:
 
     def idle(self) -> bool:
         """Compile one more shape of the decode step; when all are, give freed buffers back to the system."""
-        if self._decode_step is not None and self._decode_step.warm_one(self._last_tokens):
+        if self._compile_one():
             return True
         mx.clear_cache()
         return False
+
+    def _compile_one(self) -> bool:
+        """Compile one more shape of the decode step; False if none is left. If one fails, all decode uncompiled."""
+        if self._decode_step is None:
+            return False
+        try:
+            return self._decode_step.warm_one(self._last_tokens)
+        except (RuntimeError, ValueError) as error:
+            log.warning(f"decode steps are not compiled (slower): {' '.join(str(error).split())[:500]}")
+            self._decode_step.close()
+            self._decode_step = None
+            return False
 
     def close(self) -> None:
         """Drop the model and all state."""
