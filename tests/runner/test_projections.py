@@ -147,6 +147,40 @@ def test_a_projection_that_is_called_twice_is_left_alone() -> None:
     assert merge_projections(Growing()) == 0
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(256, 256)
+        self.up_proj = nn.Linear(256, 256)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.tanh(self.gate_proj(x)) * self.up_proj(x)
+
+
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 256)
+        self.layers = [Block() for _ in range(12)]
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_weights_are_not_held_twice_while_they_are_merged() -> None:
+    model = Deep()
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    assert merge_projections(model) == 12
+    weights_bytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    assert mx.get_peak_memory() - before < weights_bytes / 4
+    assert mx.get_active_memory() - before < weights_bytes / 20
+
+
 def test_a_part_asked_out_of_turn_computes_its_own() -> None:
     class Model(TwoInputs):
         def __call__(self, tokens: mx.array) -> mx.array:

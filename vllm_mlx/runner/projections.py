@@ -112,6 +112,7 @@ def merge_projections(model: nn.Module) -> int:
             owner.merged, shared.owner = linear, weakref.ref(owner)
             model.update_modules(tree_unflatten(parts))
             mx.eval(linear.parameters())
+            _share(linear, bounds, [call.module for call in group])
             change.num_saved += len(group) - 1
     return change.num_saved
 
@@ -220,3 +221,11 @@ def _merged(modules: Sequence[Any]) -> tuple[nn.Module, list[int]]:
             merged[name] = mx.concatenate([module[name] for module in modules])
     widths = [module.weight.shape[0] for module in modules]
     return merged, [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+
+
+def _share(merged: Any, bounds: Sequence[int], modules: Sequence[Any]) -> None:
+    """Make the layers that were merged, kept for the case that it is taken back, views of the merged one."""
+    for module, begin, end in zip(modules, (0, *bounds), (*bounds, merged.weight.shape[0]), strict=True):
+        for name in MERGED_ARRAYS:
+            if name in module:
+                module[name] = merged[name][begin:end]
