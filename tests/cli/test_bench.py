@@ -50,11 +50,11 @@ def test_table_has_a_line_per_scenario(model: Path, tmp_path: Path, capfd: pytes
 
 def test_json_goes_to_standard_output(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--num-prompts", "2", "--prompt-tokens", "5", "--max-tokens", "4", "--warmup", "0", "--format", "json"]
-    assert main(["bench", str(model), *arguments, "--repetitions", "1", "--enable-prefix-cache"]) == 0
+    assert main(["bench", str(model), *arguments, "--repetitions", "1", "--use-paged-cache"]) == 0
     captured = capsys.readouterr()
     [result] = json.loads(captured.out)["results"]
     assert (result["scenario"], result["rows"], result["num_steps"]) == ("2x5", 2, 3)
-    assert captured.err.startswith("vllm-mlx: note: --enable-prefix-cache has no effect")
+    assert captured.err.startswith("vllm-mlx: note: --use-paged-cache has no effect")
 
 
 @pytest.mark.parametrize(

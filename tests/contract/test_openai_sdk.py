@@ -64,7 +64,7 @@ def test_unknown_model_raises_not_found(client: OpenAI) -> None:
 
 
 def test_chat_answer_is_complete(client: OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(model=model, messages=HI, max_tokens=8)
+    answer = client.chat.completions.create(model=model, messages=HI, max_tokens=8, temperature=0)
     assert (answer.object, answer.model) == ("chat.completion", model)
     assert abs(answer.created - time.time()) < 3600
     (choice,) = answer.choices
