@@ -27,8 +27,10 @@ def submits_of(**sampling: object) -> list:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_kernel_pages_give_the_tokens_of_gathered_pages(name: str, open_runner: Open) -> None:
     submits = submits_of()
-    expected = run(open_runner(name), submits, config=Config())
+    gathering = open_runner(name)
+    expected = run(gathering, submits, config=Config())
     runner = open_runner(name, kernels=PlainKernels(), max_num_seqs=8)
+    assert runner.info.cache.layers == gathering.info.cache.layers
     assert_same(run(runner, submits, config=Config(prefill_step_size=16, max_num_seqs=8), every=2), expected)
     assert_same(run_alone(runner, submits, config=Config(max_num_seqs=8)), expected)
 

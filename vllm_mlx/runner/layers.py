@@ -27,7 +27,7 @@ class AttentionShape(msgspec.Struct, frozen=True):
     scale: float
     has_sinks: bool
     has_mask: bool
-    """A mask is handed over although the layer's own window says it all: no kernel knows what it hides."""
+    """The model wants a mask although the layer's own window says it all: no kernel knows what it hides."""
 
 
 class LayerShape(msgspec.Struct, frozen=True):
@@ -86,11 +86,15 @@ class _RecordingCache(KVCache):  # type: ignore[misc]
         self.window = window
         self.fetched: Any = None
         self.attention: AttentionShape | None = None
+        self.was_asked_for_mask = False
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """None, as while decoding, where the layer's own window is all that is asked for."""
         is_own = narrower(self.window, window_size) == self.window
-        return None if is_own and not return_array else mx.ones((num_tokens, self.offset + num_tokens), mx.bool_)
+        if is_own and not return_array:
+            return None
+        self.was_asked_for_mask = True
+        return mx.ones((num_tokens, self.offset + num_tokens), mx.bool_)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.fetched = super().update_and_fetch(keys, values)
@@ -103,7 +107,8 @@ class _RecordingCache(KVCache):  # type: ignore[misc]
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
     ) -> mx.array:
-        self.attention = AttentionShape(queries.shape[1], scale, sinks is not None, mask is not None)
+        has_mask = mask is not None or self.was_asked_for_mask
+        self.attention = AttentionShape(queries.shape[1], scale, sinks is not None, has_mask)
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
 
 

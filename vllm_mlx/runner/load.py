@@ -136,9 +136,13 @@ def _build_runner(
     if kernels is None or not shapes:
         return build(pages=GrowingPages(shapes, num_pages=INITIAL_CPU_PAGES, max_pages=info.num_pages))
     max_pages = -(-info.max_model_len // info.cache.page_size)
-    pages = KernelPages(
-        shapes, kernels=kernels, num_pages=info.num_pages, num_slots=config.max_num_seqs, max_pages=max_pages
-    )
+    try:
+        pages = KernelPages(
+            shapes, kernels=kernels, num_pages=info.num_pages, num_slots=config.max_num_seqs, max_pages=max_pages
+        )
+    except RuntimeError as error:
+        size = info.num_pages * info.cache.page_bytes >> 20
+        raise ModelError(f"the KV cache of {size} MiB cannot be allocated (--cache-memory-mb): {error}") from error
     if config.enforce_eager or len(shapes) < len(layers.shapes):
         return build(pages=pages)
     return build(pages=pages, decode_step=DecodeStep(model, layers, pages, max_rows=config.max_num_seqs))

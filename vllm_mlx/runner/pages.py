@@ -156,6 +156,7 @@ class GrowingPages:
         """See PageStore."""
         if not copies:
             return
+        self.ensure(max(target for _, target in copies))
         sources, targets = (mx.array([pair[side] for pair in copies]) for side in (0, 1))
         for pool in self._pools:
             pool.copy_pages(sources, targets)

@@ -272,7 +272,8 @@ class MlxRunner:
         if self._residents.layers:
             by_slot = {row.slot: row for row in rows}
             ordered = [by_slot[slot] for slot in self._residents.gather([row.slot for row in rows])]
-        self._pages.ensure(max((max(row.page_ids, default=0) for row in rows), default=0))
+        # Its prefill saw to all other pages of a row.
+        self._pages.ensure(max((row.page_ids[-1] for row in rows if row.page_ids), default=0))
         tokens = self._last_tokens[mx.array([row.slot for row in ordered])]
         logits: mx.array = self._model(tokens[:, None], cache=self._batch_views(ordered))
         return ordered, logits[:, -1]
