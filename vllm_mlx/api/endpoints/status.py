@@ -38,6 +38,7 @@ def _report(context: Context) -> dict[str, Any]:
         "num_waiting": stats.num_waiting,
         "pages_used": stats.pages_used,
         "pages_free": stats.pages_free,
+        "pages_kept": stats.pages_kept,
         "preemptions": stats.num_preemptions,
         "steps_executed": stats.num_steps,
         "engine_restarts": status.num_restarts,
