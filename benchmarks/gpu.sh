@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Everything that docs/benchmarks.md says of GPUs, in stages: each takes some minutes and leaves its files in OUT.
+#
+#   benchmarks/gpu.sh OUT kernels|correctness|engines|http|quantised|steps ...
+#
+# Needs MLX for the GPU and mlx-lm with what they need, and no network. Models are written to $MODELS with random
+# weights. $TOKENIZER is a folder with a tokenizer of at most 49,152 tokens (http); $PROTOTYPE a script to compare with.
+set -euo pipefail
+
+out=$1; shift
+here=$(cd "$(dirname "$0")" && pwd)
+models=${MODELS:-/tmp/models}
+export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$out" "$models"
+
+model() { # NAME ARGUMENTS...: write the model once
+  local name=$1; shift
+  [ -e "$models/$name/config.json" ] || python3 "$here/random_model.py" "$1" "$models/$name" "${@:2}"
+}
+
+kernels() {
+  python3 "$here/attention_kernel.py" --output "$out/attention.json" | tee "$out/attention.txt"
+}
+
+correctness() { # without TF32, float32 products have all their bits
+  MLX_ENABLE_TF32=0 python3 -m pytest -q -p no:cacheprovider "$here/../tests/runner" -m "not slow" \
+    -k "${TESTS:-llama and not llama4 or gemma3_text or gpt_oss or qwen3_next or copies_no_pool}" | tee "$out/correctness.txt"
+}
+
+engines() {
+  model llama-3.2-3b llama-3.2-3b
+  python3 "$here/compare_engines.py" "$models/llama-3.2-3b" ${PROTOTYPE:+--prototype "$PROTOTYPE"} \
+    --output "$out/engines.json" | tee "$out/engines.txt"
+}
+
+http() {
+  model llama-3.2-3b-49k llama-3.2-3b --vocab 49152 --tokenizer "${TOKENIZER:-demo}"
+  local run=(python3 "$here/peers/run.py" --peers mlx-lm --python "$(command -v python3)" --rounds 1
+    --model "$models/llama-3.2-3b-49k")
+  "${run[@]}" --output "$out/http.json" -- --prompt-words 100 --max-tokens 128 --concurrency 1,64 --num-requests 128 \
+    | tee "$out/http.txt"
+  "${run[@]}" --output "$out/http-mixed.json" -- --prompt-mix 2x12000,30x100 --max-tokens 128 --concurrency 32 \
+    | tee "$out/http-mixed.txt"
+}
+
+quantised() {
+  python3 "$here/quantised_rows.py" | tee "$out/quantised-rows.txt"
+  model qwen3-0.6b-8bit qwen3-0.6b --bits 8
+  model llama-3.2-3b-4bit llama-3.2-3b --bits 4
+  python3 "$here/compare_engines.py" "$models/qwen3-0.6b-8bit" --scenario 1x256 --output "$out/qwen3-8bit.json" \
+    | tee "$out/qwen3-8bit.txt"
+  local rows=(--scenario 1x256 --scenario 16x256 --scenario 64x256)
+  python3 "$here/compare_engines.py" "$models/llama-3.2-3b-4bit" "${rows[@]}" --output "$out/llama-4bit.json" \
+    -- --weights-dtype stored | tee "$out/llama-4bit.txt"
+  python3 "$here/compare_engines.py" "$models/llama-3.2-3b-4bit" "${rows[@]}" --engines ours \
+    --output "$out/llama-4bit-expanded.json" -- --weights-dtype bf16 | tee "$out/llama-4bit-expanded.txt"
+}
+
+steps() {
+  model llama-3.2-3b llama-3.2-3b
+  python3 "$here/plot_steps.py" --collect "$models/llama-3.2-3b" --rows 1,4,16,64 --contexts 256,2048,8192 \
+    --output "$out/steps.json"
+}
+
+for stage in "$@"; do
+  case $stage in
+    kernels | correctness | engines | http | quantised | steps) echo "== $stage"; "$stage" ;;
+    *) echo "no stage $stage" >&2; exit 2 ;;
+  esac
+done
