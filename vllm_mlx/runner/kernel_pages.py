@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 
@@ -19,64 +19,25 @@ from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
 from vllm_mlx.runner.pages import SinglePageView
 
 
-class PageAccess(Protocol):
-    """Writes and reads pools; see `PageKernels`."""
-
-    def write(
-        self,
-        key_pool: mx.array,
-        value_pool: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        *,
-        slots: mx.array,
-        after: mx.array,
-    ) -> mx.array:
-        """Write tokens in place."""
-        ...
-
-    def read(self, pool: mx.array, table: mx.array, *, after: mx.array) -> mx.array:
-        """Read whole pages."""
-        ...
-
-
-class Attention(Protocol):
-    """Computes attention over pages; see `PagedAttention`."""
-
-    def __call__(
-        self,
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        *,
-        table: mx.array,
-        slots: mx.array,
-        items: mx.array,
-        starts: mx.array,
-        after: mx.array,
-        sinks: mx.array | None = None,
-    ) -> mx.array: ...
-
-
 class Kernels:
     """The kernels of this process, built once per kind."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
-        self._pages: dict[PoolFormat, PageAccess] = {}
-        self._decode: dict[DecodeVariant, Attention] = {}
+        self._pages: dict[PoolFormat, PageKernels] = {}
+        self._decode: dict[DecodeVariant, PagedAttention] = {}
 
     def check(self, variant: DecodeVariant) -> Check:
         """Compile and try the kernels of a variant."""
         return check_decode(variant, self._backend)
 
-    def pages(self, pools: PoolFormat) -> PageAccess:
+    def pages(self, pools: PoolFormat) -> PageKernels:
         """Access to pools of this format."""
         if pools not in self._pages:
             self._pages[pools] = PageKernels(pools, self._backend)
         return self._pages[pools]
 
-    def decode(self, variant: DecodeVariant) -> Attention:
+    def decode(self, variant: DecodeVariant) -> PagedAttention:
         """Attention of this variant."""
         if variant not in self._decode:
             self._decode[variant] = PagedAttention(variant, self._backend)
