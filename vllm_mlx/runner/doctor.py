@@ -15,7 +15,7 @@ from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import ProgressCallback
 from vllm_mlx.runner import blas, device
-from vllm_mlx.runner.kernel_pages import decode_variant
+from vllm_mlx.runner.kernel_choice import needed_variants
 from vllm_mlx.runner.kernels.bandwidth import Effort, Speed, copy_bandwidth, decode_bandwidth
 from vllm_mlx.runner.kernels.check import Check, check_decode
 from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES, DecodeVariant
@@ -131,11 +131,9 @@ def examine_model(path: Path, config: Config, *, progress: ProgressCallback) -> 
     """
     layers = load_layers(path, config, progress=progress)
     mx.clear_cache()
-    paged = [shape for shape in layers.shapes if shape.spec.layout is Layout.PAGES]
-    has_mask = any(shape.attention is not None and shape.attention.has_mask for shape in paged)
     counts = Counter(LAYOUT_NAMES[shape.spec.layout] for shape in layers.shapes)
-    variants = () if has_mask else tuple(dict.fromkeys(decode_variant(shape) for shape in paged))
-    return ModelReport(dict(counts), has_mask, variants)
+    variants = needed_variants(layers)
+    return ModelReport(dict(counts), variants is None, variants or ())
 
 
 def common_variants() -> tuple[DecodeVariant, ...]:

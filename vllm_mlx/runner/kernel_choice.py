@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.step import KernelStatus
 from vllm_mlx.runner.kernel_pages import Kernels, decode_variant
+from vllm_mlx.runner.kernels.variant import DecodeVariant
 from vllm_mlx.runner.layers import ModelLayers
 
 log = get_logger("runner")
+
+
+def needed_variants(layers: ModelLayers) -> tuple[DecodeVariant, ...] | None:
+    """The kernels of the layers in pages, each once; None if the model wants masks, which no kernel reads."""
+    if any(shape.attention is not None and shape.attention.has_mask for shape in layers.paged):
+        return None
+    return tuple(dict.fromkeys(decode_variant(shape) for shape in layers.paged))
 
 
 def choose_layouts(layers: ModelLayers, kernels: Kernels) -> tuple[ModelLayers, tuple[KernelStatus, ...]]:
@@ -17,11 +24,11 @@ def choose_layouts(layers: ModelLayers, kernels: Kernels) -> tuple[ModelLayers, 
     Gathering pages on a GPU costs many times what attention does, so layers without a kernel move to rows, all of them:
     one layer in rows makes every sequence a row of the running batch anyway.
     """
-    paged = [shape for shape in layers.shapes if shape.spec.layout is Layout.PAGES]
-    if any(shape.attention is not None and shape.attention.has_mask for shape in paged):
+    variants = needed_variants(layers)
+    if variants is None:
         log.warning("the model hands its attention a mask, which no paged kernel reads: layers are kept in rows")
         return layers.out_of_pages(), ()
-    checks = [kernels.check(variant) for variant in dict.fromkeys(decode_variant(shape) for shape in paged)]
+    checks = [kernels.check(variant) for variant in variants]
     statuses = tuple(KernelStatus(check.name, check.problem, check.error) for check in checks)
     failed = [status for status in statuses if status.problem is not None]
     for status in failed:

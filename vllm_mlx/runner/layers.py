@@ -64,6 +64,11 @@ class ModelLayers(msgspec.Struct, frozen=True):
                 at += 1
         return folded
 
+    @property
+    def paged(self) -> tuple[LayerShape, ...]:
+        """The layers in pages, in order."""
+        return tuple(shape for shape in self.shapes if shape.spec.layout is Layout.PAGES)
+
     def out_of_pages(self) -> ModelLayers:
         """The same layers with rows in place of pages."""
         return msgspec.structs.replace(self, shapes=tuple(_out_of_pages(shape) for shape in self.shapes))

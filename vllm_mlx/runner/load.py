@@ -131,7 +131,7 @@ def _build_runner(
     from vllm_mlx.runner.pages import GrowingPages
     from vllm_mlx.runner.runner import MlxRunner
 
-    shapes = [shape for shape in layers.shapes if shape.spec.layout is Layout.PAGES]
+    shapes = layers.paged
     build = partial(MlxRunner, model, layers, info=info, family=family, max_rows=config.max_num_seqs)
     if kernels is None or not shapes:
         return build(pages=GrowingPages(shapes, num_pages=INITIAL_CPU_PAGES, max_pages=info.num_pages))

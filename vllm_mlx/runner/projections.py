@@ -18,6 +18,7 @@ import msgspec
 from mlx.utils import tree_unflatten
 
 from vllm_mlx.core.log import get_logger
+from vllm_mlx.runner.quantised import shared_as
 
 log = get_logger("runner")
 
@@ -120,7 +121,7 @@ def merge_projections(model: nn.Module) -> int:
 def keep_transposed(model: nn.Module) -> int:
     """Give every linear layer a transposed view of its weight; returns how many there are."""
     layers = [
-        (path, _shared_as(TransposedLinear, module))
+        (path, shared_as(TransposedLinear, module))
         for path, module in _linear_layers(model)
         if type(module) is nn.Linear
     ]
@@ -162,15 +163,6 @@ def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for path, module in model.named_modules() if type(module) in RECORDED]
 
 
-def _shared_as(kind: Any, module: Any) -> Any:
-    """A module of another class over the same arrays; the constructor is passed by, for it draws random weights."""
-    ours = kind.__new__(kind)
-    nn.Module.__init__(ours)
-    vars(ours).update(vars(module))
-    dict.update(ours, module)
-    return ours
-
-
 def _logits(model: nn.Module) -> mx.array:
     """Float32 logits of a few tokens."""
     logits: mx.array = model(mx.array(TRIED))
@@ -183,7 +175,7 @@ def _record(model: nn.Module) -> list[_Call]:
     calls: list[_Call] = []
     recorded = []
     for path, module in layers:
-        recorder = _shared_as(RECORDED[type(module)], module)
+        recorder = shared_as(RECORDED[type(module)], module)
         recorder._record = lambda x, path=path, module=module: calls.append(_Call(path, module, x))
         recorded.append((path, recorder))
     model.update_modules(tree_unflatten(recorded))
@@ -215,7 +207,7 @@ def _kind(module: Any) -> tuple[Any, ...]:
 def _merged(modules: Sequence[Any]) -> tuple[nn.Module, list[int]]:
     """One layer with the outputs of all, and where the second, third, ... begin."""
     first = modules[0]
-    merged = _shared_as(type(first), first)
+    merged = shared_as(type(first), first)
     for name in MERGED_ARRAYS:
         if name in first:
             merged[name] = mx.concatenate([module[name] for module in modules])

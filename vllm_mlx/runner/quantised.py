@@ -160,12 +160,16 @@ def install(model: nn.Module, policy: FoldPolicy) -> int:
     return len(replaced)
 
 
+def shared_as(kind: Any, module: Any) -> Any:
+    """A layer of another class over the same arrays; the constructor is passed by, for it draws random weights."""
+    ours = kind.__new__(kind)
+    nn.Module.__init__(ours)
+    vars(ours).update(vars(module))
+    dict.update(ours, module)
+    return ours
+
+
 def _sharing(module: Any, rule: FoldRule) -> Any:
-    """Our layer over the same arrays; the constructor is passed by, for it draws and quantises random weights."""
-    ours = FOLDED[type(module)]
-    folded: Any = ours.__new__(ours)
-    nn.Module.__init__(folded)
-    vars(folded).update(vars(module))
-    dict.update(folded, module)
+    folded = shared_as(FOLDED[type(module)], module)
     folded.rule = rule
     return folded
