@@ -23,9 +23,11 @@ def open_engine(config: Config, path: Path, *, on_progress: ProgressCallback | N
     if config.engine == "thread":
         blas.preload_here()
         from vllm_mlx.engine.thread import ThreadEngine
+        from vllm_mlx.runner.device import end_streams
         from vllm_mlx.runner.load import create_runner_factory
 
-        return ThreadEngine(create_runner_factory(path, config), config, on_progress=on_progress)
+        factory = create_runner_factory(path, config)
+        return ThreadEngine(factory, config, on_progress=on_progress, leave_thread=end_streams)
     from vllm_mlx.engine.process import ProcessEngine
 
     environment = _child_environment(config, path)

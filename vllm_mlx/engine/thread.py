@@ -21,8 +21,17 @@ STOP_TIMEOUT_S = 30.0
 class ThreadEngine(BaseClient):
     """An `EngineClient` for scripts and tests. A crash of the device's code ends the whole process."""
 
-    def __init__(self, factory: RunnerFactory, config: Config, *, on_progress: ProgressCallback | None = None) -> None:
+    def __init__(
+        self,
+        factory: RunnerFactory,
+        config: Config,
+        *,
+        on_progress: ProgressCallback | None = None,
+        leave_thread: Callable[[], None] | None = None,
+    ) -> None:
+        """`leave_thread` is the last call on the engine's thread, for what a device library keeps per thread."""
         super().__init__(on_progress)
+        self._leave_thread = leave_thread
         self._inbox = _QueueInbox()
         self._factory = factory
         self._config = config
@@ -65,6 +74,8 @@ class ThreadEngine(BaseClient):
         try:
             Engine(self._factory, self._config, inbox=self._inbox, outbox=outbox).run()
         finally:
+            if self._leave_thread is not None:
+                self._leave_thread()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(self._thread_ended)
 

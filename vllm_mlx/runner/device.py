@@ -80,3 +80,12 @@ def memory_use(*, weights: int, pages: int) -> MemoryUse:
         weights=weights,
         pages=pages,
     )
+
+
+def end_streams() -> None:
+    """End the worker threads of this thread's streams; MLX is of no use on it afterwards.
+
+    A process that exits while such a worker is still there is aborted by the C++ runtime.
+    """
+    mx.synchronize()
+    mx.clear_streams()
