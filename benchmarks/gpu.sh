@@ -24,7 +24,7 @@ kernels() {
 
 correctness() { # without TF32, float32 products have all their bits
   MLX_ENABLE_TF32=0 python3 -m pytest -q -p no:cacheprovider "$here/../tests/runner" -m "not slow" \
-    -k "${TESTS:-llama and not llama4 or gemma3_text or gpt_oss or qwen3_next or copies_no_pool}" | tee "$out/correctness.txt"
+    -k "${TESTS:-llama and not llama4 or gemma3_text or gpu_kernels or gpt_oss or qwen3_next or copies_no_pool}" | tee "$out/correctness.txt"
 }
 
 engines() {
@@ -35,12 +35,16 @@ engines() {
 
 http() {
   model llama-3.2-3b-49k llama-3.2-3b --vocab 49152 --tokenizer "${TOKENIZER:-demo}"
-  local run=(python3 "$here/peers/run.py" --peers mlx-lm --python "$(command -v python3)" --rounds 1
-    --model "$models/llama-3.2-3b-49k")
-  "${run[@]}" --output "$out/http.json" -- --prompt-words 100 --max-tokens 128 --concurrency 1,64 --num-requests 128 \
-    | tee "$out/http.txt"
-  "${run[@]}" --output "$out/http-mixed.json" -- --prompt-mix 2x12000,30x100 --max-tokens 128 --concurrency 32 \
-    | tee "$out/http-mixed.txt"
+  load one --prompt-words 100 --max-tokens 128 --concurrency 1 --num-requests 8
+  load many --prompt-words 100 --max-tokens 128 --concurrency 64 --num-requests 128
+  load mixed --prompt-mix 2x12000,30x100 --max-tokens 128 --concurrency 32
+  python3 "$here/compare_engines.py" "$models/llama-3.2-3b-49k" --engines ours --scenario 1x133 --scenario 64x133 \
+    --max-tokens 128 --output "$out/http-engine.json" | tee "$out/http-engine.txt"
+}
+
+load() { # NAME FLAGS...: our server and mlx-lm's under one load
+  python3 "$here/peers/run.py" --peers mlx-lm --python "$(command -v python3)" --rounds 1 --logs "$out/http-$1" \
+    --model "$models/llama-3.2-3b-49k" --output "$out/http-$1.json" -- "${@:2}" --ignore-eos | tee "$out/http-$1.txt"
 }
 
 quantised() {
