@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import pytest
 
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.errors import EngineStartError, ModelError
-from vllm_mlx.core.messages import EngineState, FinishReason, Output, Stats, Submit
+from vllm_mlx.core.errors import EngineFailure, EngineStartError, ModelError
+from vllm_mlx.core.messages import CacheMatch, EngineState, FinishReason, Output, Stats, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine import incarnation
@@ -291,6 +291,39 @@ async def test_stop_ends_open_requests_with_an_error(make: Make) -> None:
 
 
 @pytest.mark.anyio
+async def test_lookup_tells_what_a_prompt_would_find(make: Make) -> None:
+    async with started(make(options={"page_size": 4})) as engine:
+        prompt = Prompt(tuple(range(1, 14)))
+        assert await engine.lookup(prompt) == CacheMatch(13, num_memory=0, num_stored=0, page_size=4)
+        await collect(engine.generate(Submit("a", prompt, SamplingParams(seed=1, max_tokens=2))))
+        assert await engine.lookup(prompt) == CacheMatch(13, num_memory=12, num_stored=0, page_size=4)
+        assert (await engine.lookup(Prompt(prompt.token_ids, salt=b"other"))).num_found == 0
+        assert (await engine.lookup(Prompt((*prompt.token_ids[:6], 99, 99, 99)))).num_found == 4
+
+
+@pytest.mark.anyio
+async def test_forgotten_prompt_is_not_found(make: Make) -> None:
+    async with started(make(options={"page_size": 4})) as engine:
+        prompt = Prompt(tuple(range(1, 14)))
+        await collect(engine.generate(Submit("a", prompt, SamplingParams(seed=1, max_tokens=2))))
+        assert (await engine.forget_cache()).num_pages == 3
+        assert (await engine.lookup(prompt)).num_found == 0
+        assert (await engine.forget_cache()).num_pages == 0
+
+
+@pytest.mark.anyio
+async def test_engine_that_is_not_ready_is_asked_nothing(make: Make) -> None:
+    engine = make()
+    with pytest.raises(EngineFailure, match="starting") as raised:
+        await engine.lookup(Prompt((1, 2, 3)))
+    assert raised.value.status == 503
+    async with started(engine):
+        await engine.stop()
+        with pytest.raises(EngineFailure, match="stopped"):
+            await engine.forget_cache()
+
+
+@pytest.mark.anyio
 async def test_engine_stopped_before_its_start_does_not_start(make: Make) -> None:
     engine = make()
     async with asyncio.timeout(TIMEOUT_S):
@@ -321,6 +354,16 @@ async def test_thread_that_fails_is_given_up_and_its_requests_end() -> None:
         assert engine.status().state is EngineState.FAILED
 
 
+@pytest.mark.anyio
+async def test_question_behind_the_step_that_fails_ends_with_the_reason() -> None:
+    async with started(make_thread()) as engine:
+        doomed = asyncio.create_task(collect(engine.generate(order("a", first=child.CRASH))))
+        await engine.wait_failed()
+        with pytest.raises(EngineFailure, match="the device is lost"):
+            await engine.lookup(Prompt((1, 2, 3)))
+        await doomed
+
+
 # ---- a process can ----
 
 
@@ -343,6 +386,21 @@ async def test_killed_engine_comes_back_and_open_streams_go_on() -> None:
         status = engine.status()
         assert (status.state, status.num_restarts, status.reason) == (EngineState.READY, 1, None)
         assert status.stats.num_tokens >= before.num_tokens
+
+
+@pytest.mark.anyio
+async def test_question_to_an_engine_that_is_killed_fails_and_the_next_engine_answers() -> None:
+    async with started(make_process()) as engine:
+        assert engine.pid
+        os.kill(engine.pid, signal.SIGSTOP)
+        asked = asyncio.create_task(engine.lookup(Prompt((1, 2, 3))))
+        await asyncio.sleep(0)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineFailure, match=r"SIGKILL.*Ask again") as raised:
+            await asked
+        assert raised.value.status == 503
+        await until(lambda: engine.status().state is EngineState.READY and engine.status().num_restarts == 1)
+        assert (await engine.lookup(Prompt((1, 2, 3)))).num_found == 0
 
 
 @pytest.mark.anyio

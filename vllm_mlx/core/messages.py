@@ -44,6 +44,11 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Higher goes first and is preempted last."""
     resume_token_ids: tuple[int, ...] = ()
     """Tokens that an earlier engine already generated for it; they count as output and are not sent again."""
+    pinned: bool = False
+    """Keep what is remembered of its prompt, whatever else needs the memory."""
+    breakpoints: tuple[int, ...] = ()
+    """Lengths of the prompt's beginnings that other prompts are likely to share, rising: where a state that cannot be
+    cut is worth keeping."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -56,7 +61,20 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Stop at once and free everything."""
 
 
-ToEngine = Submit | Abort | Shutdown
+class CacheLookup(msgspec.Struct, frozen=True, tag=True):
+    """Ask what is remembered of a prompt; answered with `CacheLookedUp`. Nothing is computed or changed."""
+
+    query_id: str
+    prompt: Prompt
+
+
+class CacheForget(msgspec.Struct, frozen=True, tag=True):
+    """Drop all remembered prefixes, in memory and on disk; answered with `CacheForgotten`."""
+
+    query_id: str
+
+
+ToEngine = Submit | Abort | Shutdown | CacheLookup | CacheForget
 
 
 # ---- from the engine ----
@@ -125,7 +143,49 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     """Whether a step is being computed now."""
 
 
-FromEngine = Progress | Ready | Failed | Outputs | Stats
+class CacheMatch(msgspec.Struct, frozen=True):
+    """What a prompt would find if it were submitted now."""
+
+    num_tokens: int
+    """Tokens of the prompt."""
+    num_memory: int
+    """Of them, from the first on, those that are remembered in memory."""
+    num_stored: int
+    """Those that follow on disk."""
+    page_size: int
+    """Tokens are remembered in pages of so many."""
+
+    @property
+    def num_found(self) -> int:
+        """Tokens that would not be computed."""
+        return self.num_memory + self.num_stored
+
+
+class CacheLookedUp(msgspec.Struct, frozen=True, tag=True):
+    """Answer to the `CacheLookup` of that id."""
+
+    query_id: str
+    match: CacheMatch
+
+
+class CacheFreed(msgspec.Struct, frozen=True):
+    """What forgetting freed."""
+
+    num_pages: int
+    """Pages in memory; those of running sequences are forgotten too, but freed when these end."""
+    num_checkpoints: int = 0
+    num_stored: int = 0
+    """Files on disk."""
+
+
+class CacheForgotten(msgspec.Struct, frozen=True, tag=True):
+    """Answer to the `CacheForget` of that id."""
+
+    query_id: str
+    freed: CacheFreed
+
+
+FromEngine = Progress | Ready | Failed | Outputs | Stats | CacheLookedUp | CacheForgotten
 
 
 # ---- the engine as the API side sees it ----
@@ -171,6 +231,14 @@ class EngineClient(Protocol):
         had: the caller sees neither a gap nor a repetition. The finish reasons seen are STOP, LENGTH, ERROR and
         REJECTED.
         """
+        ...
+
+    async def lookup(self, prompt: Prompt) -> CacheMatch:
+        """What is remembered of a prompt. Raises EngineFailure if no engine is ready or it ends before it answers."""
+        ...
+
+    async def forget_cache(self) -> CacheFreed:
+        """Drop all remembered prefixes. Raises EngineFailure like `lookup`."""
         ...
 
     def status(self) -> EngineStatus:

@@ -8,9 +8,15 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from vllm_mlx.core.errors import EngineStartError, ModelError, StartupError
+from vllm_mlx.core.errors import EngineFailure, EngineStartError, ModelError, StartupError
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import (
+    CacheForget,
+    CacheForgotten,
+    CacheFreed,
+    CacheLookedUp,
+    CacheLookup,
+    CacheMatch,
     EngineState,
     EngineStatus,
     FinishReason,
@@ -23,7 +29,9 @@ from vllm_mlx.core.messages import (
     Submit,
     ToEngine,
 )
+from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.step import ProgressCallback, RunnerInfo
+from vllm_mlx.engine.queries import Answer, OpenQueries, Query
 from vllm_mlx.engine.requests import OpenRequests
 
 log = get_logger("engine")
@@ -70,6 +78,7 @@ class BaseClient(ABC):
         self._num_restarts = 0
         self._stats = StatsTotals()
         self._requests = OpenRequests(self._send)
+        self._queries = OpenQueries(self._send)
         self._on_progress = on_progress
         self._settled = asyncio.Event()
         self._failed = asyncio.Event()
@@ -106,6 +115,24 @@ class BaseClient(ABC):
         finally:
             self._requests.remove(request)
 
+    async def lookup(self, prompt: Prompt) -> CacheMatch:
+        """What is remembered of a prompt; see `EngineClient`."""
+        answer = await self._ask(CacheLookup(self._queries.next_id(), prompt))
+        assert isinstance(answer, CacheLookedUp)
+        return answer.match
+
+    async def forget_cache(self) -> CacheFreed:
+        """Drop all remembered prefixes; see `EngineClient`."""
+        answer = await self._ask(CacheForget(self._queries.next_id()))
+        assert isinstance(answer, CacheForgotten)
+        return answer.freed
+
+    async def _ask(self, query: Query) -> Answer:
+        """The engine's answer; only an engine that is ready is asked."""
+        if self._state is not EngineState.READY:
+            raise EngineFailure(self._reason or f"The engine is {self._state.value}.", status=503)
+        return await self._queries.ask(query)
+
     def status(self) -> EngineStatus:
         """A look without waiting. Requests that no engine has at the moment count as waiting."""
         stats = self._stats.total
@@ -135,6 +162,8 @@ class BaseClient(ABC):
         match message:
             case Outputs():
                 self._requests.deliver(message.outputs)
+            case CacheLookedUp() | CacheForgotten():
+                self._queries.deliver(message)
             case Stats():
                 self._stats.update(message)
             case Ready():
@@ -171,6 +200,7 @@ class BaseClient(ABC):
     def _end(self, error: StartupError, *, message: str) -> None:
         """Nobody may wait for the engine any more."""
         self._requests.finish_all(message)
+        self._queries.fail_all(message)
         if not self._settled.is_set():
             self._start_error = error
             self._settled.set()

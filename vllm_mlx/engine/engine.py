@@ -12,6 +12,10 @@ from vllm_mlx.core.errors import ModelError
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import (
     Abort,
+    CacheForget,
+    CacheForgotten,
+    CacheLookedUp,
+    CacheLookup,
     Failed,
     FromEngine,
     Outputs,
@@ -107,6 +111,10 @@ class Engine:
                     self._scheduler.submit(message)
                 case Abort():
                     self._scheduler.abort(message.request_id)
+                case CacheLookup(query_id, prompt):
+                    self._outbox.send(CacheLookedUp(query_id, self._scheduler.lookup(prompt)))
+                case CacheForget(query_id):
+                    self._outbox.send(CacheForgotten(query_id, self._scheduler.forget()))
                 case Shutdown():
                     return False
         return True

@@ -111,6 +111,7 @@ class ProcessEngine(BaseClient):
     def _child_ended(self, ending: Ending) -> None:
         """Nothing comes from this child any more; its requests wait for the next one."""
         self._stats.engine_ended()
+        self._queries.fail_all(ending.reason)
         self._reason = ending.reason
         if self._info is not None:
             self._state = EngineState.RESTARTING

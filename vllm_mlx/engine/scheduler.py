@@ -16,7 +16,8 @@ import msgspec
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
-from vllm_mlx.core.messages import FinishReason, Output, Stats, Submit
+from vllm_mlx.core.messages import CacheFreed, CacheMatch, FinishReason, Output, Stats, Submit
+from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.pace import MIN_CHUNK_TOKENS, PrefillPace
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
@@ -105,6 +106,15 @@ class Scheduler:
             num_steps=self._num_planned,
             num_tokens=self._num_tokens,
         )
+
+    def lookup(self, prompt: Prompt) -> CacheMatch:
+        """What the prompt would find if it were submitted now."""
+        num_memory = self._kv.lookup(prompt.token_ids, salt=prompt.salt)
+        return CacheMatch(len(prompt), num_memory=num_memory, num_stored=0, page_size=self._page_size)
+
+    def forget(self) -> CacheFreed:
+        """Drop all remembered prefixes; those that running sequences use are not found any more either."""
+        return CacheFreed(num_pages=self._kv.forget())
 
     def take_outputs(self) -> tuple[Output, ...]:
         """What there is to tell since the last call."""

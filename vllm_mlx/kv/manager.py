@@ -149,6 +149,10 @@ class KVManager:
         for page_id in reversed(table.page_ids):
             self._pool.release(page_id)
 
+    def lookup(self, token_ids: Sequence[int], *, salt: bytes = b"") -> int:
+        """How many of these tokens `admit` would find in pages now; changes nothing."""
+        return len(self._match(_Table(salt), token_ids)) * self._page_size
+
     def forget(self) -> int:
         """Drop all remembered prefixes; returns how many pages that freed."""
         return self._pool.forget()
