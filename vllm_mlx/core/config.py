@@ -96,6 +96,17 @@ class Config:
     """Fraction of the GPU's memory that weights, KV cache and temporaries may use together."""
     prefix_cache: bool = setting(True, group="engine", flags=("--enable-prefix-cache",))
     """Remember computed prefixes in free pages, and share them between requests."""
+    ssd_cache_dir: str | None = setting(None, group="engine", metavar="DIR")
+    """Folder for computed prefixes that memory has no room for; they survive a restart. Nothing is written to disk
+    if not given."""
+    ssd_cache_max_gb: float = setting(20.0, group="engine", metavar="GB")
+    """Most that all models together may keep in --ssd-cache-dir; what was used longest ago is deleted first."""
+    ssd_cache_daily_write_gb: float = setting(100.0, group="engine", metavar="GB")
+    """Most written to --ssd-cache-dir in a day (UTC), to spare the disk; 0 is no limit."""
+    ssd_cache_min_free_gb: float = setting(5.0, group="engine", metavar="GB")
+    """Space on the disk of --ssd-cache-dir that is left to others: below it nothing is written."""
+    ssd_cache_key_file: str | None = setting(None, group="engine", metavar="FILE")
+    """Encrypt what is written to --ssd-cache-dir with the key in this file: 32 bytes, or 64 hexadecimal digits."""
     enforce_eager: bool = setting(False, group="engine")
     """On a GPU, build every decode step anew instead of compiling it: slower, but ready sooner."""
     num_pages: int | None = setting(None, group="engine", metavar="N")
@@ -158,6 +169,7 @@ class Config:
         _require(self.download_retries >= 0, "--download-retries must not be negative")
         _require(self.engine_start_attempts >= 1, "--engine-start-attempts must be at least 1")
         _require(self.engine_stall_timeout > 0, "--engine-stall-timeout must be greater than 0")
+        self._check_ssd_cache()
         self._check_sampling_defaults()
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
@@ -165,6 +177,16 @@ class Config:
                 not choices or value in choices,
                 f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}",
             )
+
+    def _check_ssd_cache(self) -> None:
+        _require(self.ssd_cache_dir != "", "--ssd-cache-dir must not be empty; leave it out to keep nothing on disk")
+        _require(self.ssd_cache_max_gb > 0, "--ssd-cache-max-gb must be greater than 0")
+        _require(self.ssd_cache_daily_write_gb >= 0, "--ssd-cache-daily-write-gb must not be negative (0 is no limit)")
+        _require(self.ssd_cache_min_free_gb >= 0, "--ssd-cache-min-free-gb must not be negative")
+        _require(
+            self.ssd_cache_key_file is None or self.ssd_cache_dir is not None,
+            "--ssd-cache-key-file encrypts the cache on disk; give --ssd-cache-dir too",
+        )
 
     def _check_sampling_defaults(self) -> None:
         try:
