@@ -31,3 +31,10 @@ def test_sampling_defaults_in_range_are_accepted() -> None:
 def test_empty_text_is_not_taken_for_absent(field: str, flag: str) -> None:
     with pytest.raises(ConfigError, match=f"{flag} must not be empty"):
         Config(**{field: ""})
+
+
+@pytest.mark.parametrize("name", ["", "x tenant", "x-tenant:", "é"])
+def test_tenant_header_must_be_a_header_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="--cache-tenant-header"):
+        Config(cache_tenant_header=name)
+    assert Config(cache_tenant_header="X-Tenant").cache_tenant_header == "X-Tenant"

@@ -51,7 +51,6 @@ NOT_SUPPORTED_YET = (
     OldFlag("--kv-cache-quantization-bits", True, "a quantised KV cache"),
     OldFlag("--kv-cache-quantization-group-size", True, "a quantised KV cache"),
     OldFlag("--kv-cache-min-quantize-tokens", True, "a quantised KV cache"),
-    OldFlag("--warm-prompts", True, "prompts run at start-up"),
     OldFlag("--max-kv-size", True, "a bounded KV cache per sequence (--max-model-len bounds the sequence)"),
     OldFlag("--enable-mtp", False, "multi-token prediction"),
     OldFlag("--mtp", False, "multi-token prediction"),

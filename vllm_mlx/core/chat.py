@@ -43,6 +43,10 @@ class ChatRequest(msgspec.Struct, frozen=True):
     template_kwargs: dict[str, Any] = {}
     """Extra variables for the chat template."""
     timeout_s: float | None = None
+    tenant: bytes = b""
+    """Who shares remembered prefixes with whom; see `core.prompt.tenant_key`."""
+    wants_cache_report: bool = False
+    """Find out why prompt tokens had to be computed."""
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
@@ -54,3 +58,7 @@ class CompletionRequest(msgspec.Struct, frozen=True):
     echo: bool = False
     """Begin each choice's text with its prompt."""
     timeout_s: float | None = None
+    tenant: bytes = b""
+    """Who shares remembered prefixes with whom; see `core.prompt.tenant_key`."""
+    wants_cache_report: bool = False
+    """Find out why prompt tokens had to be computed."""

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ def setting(
 
 EXPANDED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """Choices of `weights_dtype` that expand weights, and the `dtype` that goes with each."""
+
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""A token of RFC 9110, section 5.6.2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,11 @@ class Config:
     """Key that clients must send; without it everybody may use the server."""
     timeout: float = setting(300.0, group="server", metavar="SECONDS")
     """Longest time a request may take, unless it asks for less or more with `timeout`; 0 is no limit."""
+    cache_tenant_header: str | None = setting(None, group="server", metavar="NAME")
+    """HTTP header whose value names the tenant of a request: tenants share no remembered prefixes. Requests without it
+    are one tenant."""
+    warm_prompts: str | None = setting(None, group="server", metavar="FILE")
+    """JSON list of message lists, computed before the server is ready and kept in memory."""
     drain_timeout: float = setting(30.0, group="server", metavar="SECONDS")
     """After SIGTERM, how long running requests may take to finish."""
     max_body_mb: int = setting(32, group="server", metavar="MIB")
@@ -96,6 +106,9 @@ class Config:
     """Fraction of the GPU's memory that weights, KV cache and temporaries may use together."""
     prefix_cache: bool = setting(True, group="engine", flags=("--enable-prefix-cache",))
     """Remember computed prefixes in free pages, and share them between requests."""
+    stable_prompts: bool = setting(True, group="engine")
+    """Take fields that change with every request and mean nothing to the model, such as Claude Code's billing line,
+    out of system messages, so that prefixes stay equal."""
     ssd_cache_dir: str | None = setting(None, group="engine", metavar="DIR")
     """Folder for computed prefixes that memory has no room for; they survive a restart. Nothing is written to disk
     if not given."""
@@ -170,6 +183,12 @@ class Config:
         _require(self.engine_start_attempts >= 1, "--engine-start-attempts must be at least 1")
         _require(self.engine_stall_timeout > 0, "--engine-stall-timeout must be greater than 0")
         self._check_ssd_cache()
+        header = self.cache_tenant_header
+        _require(
+            header is None or _HEADER_NAME.fullmatch(header) is not None,
+            f"--cache-tenant-header must be the name of an HTTP header, not {header!r}",
+        )
+        _require(self.warm_prompts != "", "--warm-prompts must not be empty; leave it out to warm nothing")
         self._check_sampling_defaults()
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)

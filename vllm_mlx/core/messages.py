@@ -131,6 +131,10 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     """Pages that can be handed out, those of remembered prefixes included."""
     pages_kept: int = 0
     """Pages of remembered prefixes that nobody uses."""
+    pages_pinned: int = 0
+    """Pages of pinned prefixes, used or not; they are never given to others."""
+    num_checkpoints: int = 0
+    """Remembered states of layers that cannot be cut."""
     num_evicted_pages: int = 0
     """Pages of remembered prefixes that were given to others, since this engine started."""
     num_preemptions: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 
@@ -16,3 +18,17 @@ class Prompt(msgspec.Struct, frozen=True):
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+def prompt_salt(*, adapter: str = "", tenant: bytes = b"") -> bytes:
+    """The salt of a prompt: equal only if all parts are equal. Empty without any, as most prompts are.
+
+    Each part follows its length (4 bytes, big endian), so that no two lists of parts give the same bytes.
+    """
+    parts = (adapter.encode(), tenant)
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts) if any(parts) else b""
+
+
+def tenant_key(name: str) -> bytes:
+    """16 bytes that stand for a tenant's name, which may be a secret."""
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16, person=b"tenant").digest()

@@ -101,6 +101,12 @@ class MemoryUse(msgspec.Struct, frozen=True):
     peak: int = 0
     weights: int = 0
     pages: int = 0
+    rows: int = 0
+    """Caches and states of running sequences that are not in pages."""
+    checkpoints: int = 0
+    """Remembered states that cannot be cut."""
+    staging: int = 0
+    """On their way to or from the disk."""
 
 
 class KernelStatus(msgspec.Struct, frozen=True):
