@@ -424,6 +424,15 @@ def test_wait_is_told_once_with_the_first_token() -> None:
     assert [output.queued_s for output in advance(s, 2)] == [2.5, None]
 
 
+def test_what_a_long_prompt_found_is_told_when_its_first_chunk_is_planned() -> None:
+    s = scheduler(prefill_step_size=10)
+    s.submit(submit("a", 21))
+    step = plan(s)
+    assert [(output.token_ids, output.num_cached) for output in s.take_outputs()] == [((), 0)]
+    assert commit(s, step) == ()
+    assert [len(output.token_ids) for output in advance(s, 2)] == [1]
+
+
 def test_logprobs_go_to_who_asked() -> None:
     s = scheduler()
     s.submit(submit("a"))

@@ -326,6 +326,9 @@ class Scheduler:
         start = sequence.num_computed
         token_ids = tuple(sequence.token_ids[start : start + size])
         samples = start + size == len(sequence.token_ids)
+        if not samples and start == sequence.num_cached and not sequence.has_output:
+            # The first token of a long prompt is far away; what was found is told at once.
+            self._outputs.append(Output(sequence.request_id, num_cached=start, queued_s=sequence.queued_s))
         page_ids = self._kv.page_ids(sequence.request_id)
         draft.prefills.append(PrefillRow(sequence.slot, start, token_ids, page_ids, samples))
         draft.add(sequence, size, samples=samples)
