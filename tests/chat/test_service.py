@@ -242,7 +242,7 @@ async def test_long_input_leaves_the_event_loop_free(serve: Serve) -> None:
 async def test_a_request_overrides_single_template_defaults(serve: Serve, byte_level: Tokenizer) -> None:
     defaults = {"mood": "x" * 50, "pace": "y" * 90}
     server = await serve(max_request_tokens=40000, default_chat_template_kwargs=defaults)
-    server.service._template = ChatTemplate("{{ mood }}{{ pace }}", special_tokens={})
+    server.service._encoder._template = ChatTemplate("{{ mood }}{{ pace }}", special_tokens={})
     request = ChatRequest("r", (Message("user", "Hi"),), SamplingParams(max_tokens=1), template_kwargs={"mood": "z"})
     expected = byte_level.encode("z" + defaults["pace"], add_special_tokens=False)
     async with await server.service.chat(request) as events:
@@ -332,3 +332,67 @@ def test_operators_defaults_come_before_the_models(byte_level: Tokenizer) -> Non
     config = Config(default_temperature=0.3, default_top_k=5)
     service = ChatService(ThreadEngine(fake_factory(), config), byte_level, config=config)
     assert service.sampling_defaults == {"temperature": 0.3, "top_k": 5}
+
+
+SYSTEM_TEXT = "The quick brown fox jumps over the lazy dog. " * 4
+
+
+def conversation(system: str, text: str = "Hi", *, tenant: bytes = b"", request_id: str = "r1") -> ChatRequest:
+    messages = (Message("system", system), Message("user", text))
+    sampling = SamplingParams(max_tokens=2, temperature=0)
+    return ChatRequest(request_id, messages, sampling, tenant=tenant, wants_cache_report=True)
+
+
+async def answered(server: Server, request: ChatRequest, *, warm: bool = False) -> tuple[int, str]:
+    """Tokens found, and why no more."""
+    async with await (server.service.warm(request) if warm else server.service.chat(request)) as events:
+        await collect(events)
+        [explanation] = events.explanations()
+        assert events.num_cached == explanation.num_found
+        return explanation.num_found, explanation.reason.value
+
+
+async def test_second_request_says_that_it_hit(serve: Serve) -> None:
+    server = await serve(Answer((5, 6, 7)))
+    assert await answered(server, conversation(SYSTEM_TEXT)) == (0, "never_seen")
+    found, reason = await answered(server, conversation(SYSTEM_TEXT))
+    assert (found % 32, reason) == (0, "hit")
+    assert found >= 32
+
+
+async def test_tenants_find_nothing_of_each_other(serve: Serve) -> None:
+    server = await serve(Answer((5, 6, 7)))
+    await answered(server, conversation(SYSTEM_TEXT, tenant=b"one"))
+    assert await answered(server, conversation(SYSTEM_TEXT, tenant=b"two")) == (0, "never_seen")
+    assert await answered(server, conversation(SYSTEM_TEXT)) == (0, "never_seen")
+    assert (await answered(server, conversation(SYSTEM_TEXT, tenant=b"one")))[1] == "hit"
+
+
+async def test_explaining_computes_nothing_and_agrees_with_the_request_that_follows(serve: Serve) -> None:
+    server = await serve(Answer((5, 6, 7)))
+    await answered(server, conversation(SYSTEM_TEXT, "Hi"))
+    before = server.engine.status().stats.num_tokens
+    asked = conversation(SYSTEM_TEXT, "Something else")
+    match, explanation = await server.service.explain(asked)
+    assert explanation.reason.value == "different_messages"
+    assert explanation.difference is not None
+    assert explanation.difference.given.startswith("Something else")
+    assert server.engine.status().stats.num_tokens == before
+    assert await answered(server, asked) == (match.num_found, "different_messages")
+
+
+async def test_billing_line_does_not_spoil_the_prefix_unless_it_is_kept(serve: Serve) -> None:
+    texts = [f"x-anthropic-billing-header: cch={nonce};\n{SYSTEM_TEXT}" for nonce in ("00a1f", "9d3e0")]
+    server = await serve(Answer((5, 6, 7)))
+    assert [(await answered(server, conversation(text)))[1] for text in texts] == ["never_seen", "hit"]
+    server = await serve(Answer((5, 6, 7)), stable_prompts=False)
+    assert [(await answered(server, conversation(text)))[1] for text in texts] == ["never_seen", "volatile_field"]
+
+
+async def test_warm_prompt_is_the_beginning_of_what_follows(serve: Serve) -> None:
+    server = await serve(Answer((5, 6, 7)))
+    request = ChatRequest("w", (Message("system", SYSTEM_TEXT),), SamplingParams(max_tokens=1))
+    async with await server.service.warm(request) as events:
+        num_warm = (await collect(events)).usage.prompt_tokens
+    found, reason = await answered(server, conversation(SYSTEM_TEXT))
+    assert (found, reason) == (num_warm // 32 * 32, "hit")

@@ -32,13 +32,16 @@ class ChoiceDecoder:
         self._tokenizer = tokenizer
         self._choice = choice
         self._prompt_tokens = len(prompt_ids) if counts_prompt else 0
-        self._counts_prompt = counts_prompt
+        self.counts_prompt = counts_prompt
+        """Whether this choice's usage has the prompt's tokens."""
         self._min_tokens = sampling.min_tokens
         self._stream_interval = stream_interval
         self._detokenizer = Detokenizer(tokenizer, context=prompt_ids)
         self._stop = StopMatcher(sampling.stop)
         self._text = echo
-        self._num_tokens = self._num_sent = self._num_cached = 0
+        self._num_tokens = self._num_sent = 0
+        self.num_cached: int | None = None
+        """Tokens of the prompt that did not have to be computed; None before the first output."""
         self._queued_s: float | None = None
         self._num_decoded = self._num_released = 0
         self._infos: deque[tuple[int, TokenInfo]] = deque()
@@ -48,7 +51,7 @@ class ChoiceDecoder:
 
     def read(self, output: Output) -> list[Event]:
         """Events that this output gives, perhaps none. Its finish must be STOP, LENGTH or None."""
-        self._num_cached = max(self._num_cached, output.num_cached)
+        self.num_cached = max(self.num_cached or 0, output.num_cached)
         if output.queued_s is not None:
             self._queued_s = output.queued_s
         has_stop_token = output.finish is FinishReason.STOP
@@ -98,7 +101,7 @@ class ChoiceDecoder:
         usage = Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._num_tokens,
-            cached_tokens=self._num_cached if self._counts_prompt else 0,
+            cached_tokens=(self.num_cached or 0) if self.counts_prompt else 0,
         )
         return [*self._delta(), Finish(self._choice, reason, usage, self._stop.matched, self._queued_s)]
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from vllm_mlx.chat.choice import ChoiceDecoder
-from vllm_mlx.chat.limits import check_sampling, check_text, check_token_ids, choice_seeds, max_output_tokens
-from vllm_mlx.chat.render import ChatTemplate
-from vllm_mlx.chat.stream import EventStream
+from vllm_mlx.chat.encode import Encoded, PromptEncoder
+from vllm_mlx.chat.explain import Explainer, Explanation
+from vllm_mlx.chat.limits import check_sampling, check_token_ids, choice_seeds, max_output_tokens
+from vllm_mlx.chat.seen import Nearest, SeenPrompts
+from vllm_mlx.chat.stream import EventStream, Explain
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Message
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import EngineFailure, InvalidRequest, ServerBusy
-from vllm_mlx.core.messages import EngineClient, EngineState, Submit
-from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.messages import CacheMatch, EngineClient, EngineState, Submit
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import RunnerInfo
 
@@ -27,13 +29,6 @@ _LONG_TEXT = 20_000
 _Result = TypeVar("_Result")
 
 
-class _Input(NamedTuple):
-    """One prompt: its tokens, and the text that its choices begin with."""
-
-    token_ids: tuple[int, ...]
-    echo: str = ""
-
-
 class ChatService:
     """Answers requests with one engine. Every method runs on the event loop that runs the engine client."""
 
@@ -43,8 +38,9 @@ class ChatService:
         self._tokenizer = tokenizer
         self._config = config
         self._last_info: RunnerInfo | None = None
-        source = tokenizer.chat_template
-        self._template = ChatTemplate(source, special_tokens=tokenizer.special_tokens) if source is not None else None
+        self._encoder = PromptEncoder(tokenizer, config=config)
+        self._seen = SeenPrompts()
+        self._explainer = Explainer(tokenizer, is_enabled=config.prefix_cache)
 
     @property
     def sampling_defaults(self) -> Mapping[str, Any]:
@@ -70,9 +66,25 @@ class ChatService:
             EngineFailure: there is no engine.
         """
         info = self._info()
-        size = sum(_size(message) for message in request.messages)
-        token_ids = await _run(self._encode_chat, request, info.max_model_len, size=size)
-        return self._start(request, [_Input(token_ids)], info, param="messages")
+        encoded = await self._encode_chat(request, info)
+        return self._start(request, [encoded], info, param="messages")
+
+    async def warm(self, request: ChatRequest) -> EventStream:
+        """Compute a conversation and pin what is remembered of it; raises as `chat` does.
+
+        It is rendered without the beginning of an answer, so that it is the beginning of whatever follows.
+        """
+        info = self._info()
+        encoded = await self._encode_chat(request, info, add_generation_prompt=False)
+        return self._start(request, [encoded], info, param="messages", pinned=True)
+
+    async def explain(self, request: ChatRequest) -> tuple[CacheMatch, Explanation]:
+        """What is remembered of a conversation, and why not more; computes nothing. Raises as `chat` does."""
+        info = self._info()
+        encoded = await self._encode_chat(request, info)
+        match = await self._engine.lookup(encoded.prompt)
+        [explanation] = self._explain_later([encoded], info)([match.num_found])
+        return match, explanation
 
     async def complete(self, request: CompletionRequest) -> EventStream:
         """Continue raw text or token ids; raises as `chat` does."""
@@ -82,8 +94,14 @@ class ChatService:
         if request.echo and request.sampling.logprobs is not None:
             raise InvalidRequest("echo cannot be combined with logprobs: prompts have none.", param="echo")
         size = sum(len(prompt) for prompt in request.prompts)
-        inputs = await _run(self._encode_prompts, request, info, size=size)
+        inputs = await _run(self._encoder.completion, request, info, size=size)
         return self._start(request, inputs, info, param="prompt")
+
+    async def _encode_chat(
+        self, request: ChatRequest, info: RunnerInfo, *, add_generation_prompt: bool = True
+    ) -> Encoded:
+        encode = functools.partial(self._encoder.chat, add_generation_prompt=add_generation_prompt)
+        return await _run(encode, request, info, size=sum(_size(message) for message in request.messages))
 
     def _info(self) -> RunnerInfo:
         """Facts about the model, also while its engine is being restarted: generation waits for it by itself."""
@@ -95,31 +113,14 @@ class ChatService:
             raise ServerBusy("The model is loading; try again in a moment.", retry_after_s=5)
         return self._last_info
 
-    def _encode_chat(self, request: ChatRequest, max_model_len: int) -> tuple[int, ...]:
-        """Render and encode; the template writes the special tokens itself."""
-        if self._template is None:
-            raise InvalidRequest(
-                "This model has no chat template. Use /v1/completions, or put a chat_template.jinja into its folder.",
-                param="messages",
-            )
-        kwargs = {**(self._config.default_chat_template_kwargs or {}), **request.template_kwargs}
-        text = self._template.render(request.messages, kwargs)
-        check_text(text, self._tokenizer, max_model_len=max_model_len, param="messages")
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def _encode_prompts(self, request: CompletionRequest, info: RunnerInfo) -> list[_Input]:
-        inputs = []
-        for prompt in request.prompts:
-            if isinstance(prompt, str):
-                check_text(prompt, self._tokenizer, max_model_len=info.max_model_len, param="prompt")
-                token_ids, text = self._tokenizer.encode(prompt, add_special_tokens=True), prompt
-            else:
-                token_ids, text = prompt, self._tokenizer.decode(prompt) if request.echo else ""
-            inputs.append(_Input(token_ids, text if request.echo else ""))
-        return inputs
-
     def _start(
-        self, request: ChatRequest | CompletionRequest, inputs: Sequence[_Input], info: RunnerInfo, *, param: str
+        self,
+        request: ChatRequest | CompletionRequest,
+        inputs: Sequence[Encoded],
+        info: RunnerInfo,
+        *,
+        param: str,
+        pinned: bool = False,
     ) -> EventStream:
         """Check everything that is left, then submit all choices of all prompts."""
         sampling = request.sampling
@@ -127,26 +128,55 @@ class ChatService:
         max_choices = self._config.max_num_seqs + self._config.max_waiting
         if len(inputs) * sampling.n > max_choices:
             raise InvalidRequest(f"At most {max_choices} choices can be asked for at once.", param="n")
-        resolved = [self._engine_sampling(sampling, one.token_ids, info, param=param) for one in inputs]
+        resolved = [self._engine_sampling(sampling, one.prompt.token_ids, info, param=param) for one in inputs]
+        explain = self._explain_later(inputs, info) if request.wants_cache_report else None
         choices: list[tuple[Submit, ChoiceDecoder]] = []
         for one, engine_sampling in zip(inputs, resolved, strict=True):
+            self._remember(f"{request.request_id}-{len(choices)}", one)
             for index, seed in enumerate(choice_seeds(sampling.seed, sampling.n)):
                 choice = len(choices)
-                prompt, seeded = Prompt(one.token_ids), engine_sampling.replace(seed=seed)
-                decoder = self._decoder(one, sampling, choice=choice, is_first=index == 0)
-                choices.append((Submit(f"{request.request_id}-{choice}", prompt, seeded), decoder))
+                submit = Submit(
+                    f"{request.request_id}-{choice}",
+                    one.prompt,
+                    engine_sampling.replace(seed=seed),
+                    pinned=pinned,
+                    breakpoints=one.breakpoints,
+                )
+                choices.append((submit, self._decoder(one, sampling, choice=choice, is_first=index == 0)))
         return EventStream(
             self._engine,
             choices,
-            prompt_tokens=sum(len(one.token_ids) for one in inputs),
+            prompt_tokens=sum(len(one.prompt) for one in inputs),
             timeout_s=request.timeout_s or self._config.timeout or None,
+            on_tokens=None if pinned else self._seen.extend,  # nobody goes on from a warm prompt's token
+            explain=explain,
         )
 
-    def _decoder(self, one: _Input, sampling: SamplingParams, *, choice: int, is_first: bool) -> ChoiceDecoder:
+    def _remember(self, name: str, one: Encoded) -> None:
+        """Keep a prompt for later explanations, under the id of the sequence whose answer belongs to it."""
+        if self._config.prefix_cache:
+            self._seen.add(name, one.prompt.token_ids, one.outline)
+
+    def _nearest(self, one: Encoded, info: RunnerInfo) -> Nearest | None:
+        return self._seen.nearest(one.prompt.token_ids, one.outline, page_size=info.cache.page_size)
+
+    def _explain_later(self, inputs: Sequence[Encoded], info: RunnerInfo) -> Explain:
+        """Compare with earlier prompts now, before these are among them; say why when it is known what was found."""
+        before = [(one, self._nearest(one, info)) for one in inputs]
+
+        def explain(num_found: Sequence[int]) -> tuple[Explanation, ...]:
+            return tuple(
+                self._explainer.explain(len(one.prompt), found, outline=one.outline, nearest=nearest, cache=info.cache)
+                for (one, nearest), found in zip(before, num_found, strict=True)
+            )
+
+        return explain
+
+    def _decoder(self, one: Encoded, sampling: SamplingParams, *, choice: int, is_first: bool) -> ChoiceDecoder:
         return ChoiceDecoder(
             self._tokenizer,
             choice=choice,
-            prompt_ids=one.token_ids,
+            prompt_ids=one.prompt.token_ids,
             sampling=sampling,
             stream_interval=self._config.stream_interval,
             echo=one.echo,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from vllm_mlx.chat.choice import ChoiceDecoder
+from vllm_mlx.chat.explain import Explanation
 from vllm_mlx.core.errors import EngineFailure, RequestError, RequestTimeout, ServerBusy
 from vllm_mlx.core.events import Event
 from vllm_mlx.core.messages import EngineClient, EngineState, FinishReason, Output, Submit
+
+Explain = Callable[[Sequence[int]], tuple[Explanation, ...]]
+"""Tokens found of each prompt -> why no more."""
 
 
 class EventStream:
@@ -30,12 +34,20 @@ class EventStream:
         *,
         prompt_tokens: int,
         timeout_s: float | None = None,
+        on_tokens: Callable[[str, Sequence[int]], None] | None = None,
+        explain: Explain | None = None,
     ) -> None:
-        """Submit every choice; call it on the event loop that runs the engine client."""
+        """Submit every choice; call it on the event loop that runs the engine client.
+
+        `on_tokens` is called with a sequence's id and its new tokens.
+        """
         self.prompt_tokens = prompt_tokens
         """Tokens of all prompts."""
         self.num_choices = len(choices)
         self._engine = engine
+        self._on_tokens = on_tokens
+        self._explain = explain
+        self._prompts = [decoder for _, decoder in choices if decoder.counts_prompt]
         self._events: deque[Event] = deque()
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
@@ -69,6 +81,17 @@ class EventStream:
     ) -> None:
         await self.aclose()
 
+    @property
+    def num_cached(self) -> int | None:
+        """Prompt tokens that did not have to be computed; None until every prompt was begun."""
+        found = [decoder.num_cached for decoder in self._prompts]
+        known = [count for count in found if count is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    def explanations(self) -> tuple[Explanation, ...]:
+        """For each prompt, why no more of it was found; none unless the request asked. Call it at the end."""
+        return self._explain([decoder.num_cached or 0 for decoder in self._prompts]) if self._explain else ()
+
     async def ready(self, timeout_s: float | None = None) -> bool:
         """Wait until the next event or the end is there; False if neither came in time.
 
@@ -96,6 +119,8 @@ class EventStream:
         """Carry one sequence's outputs over; leaving early aborts the sequence."""
         async with contextlib.aclosing(self._engine.generate(submit)) as outputs:
             async for output in outputs:
+                if self._on_tokens is not None:
+                    self._on_tokens(submit.request_id, output.token_ids)
                 if output.finish not in (None, FinishReason.STOP, FinishReason.LENGTH):
                     raise self._failure(output)
                 events = decoder.read(output)

@@ -1,0 +1,53 @@
+"""Where in a prompt other prompts are likely to part from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from vllm_mlx.core.chat import Message
+from vllm_mlx.core.errors import InvalidRequest
+
+MAX_MESSAGE_ENDS = 4
+"""The next turn of a chat goes on after the last message; an agent sometimes takes back the last few."""
+
+
+def breakpoints(
+    messages: Sequence[Message],
+    text: str,
+    token_ids: Sequence[int],
+    *,
+    render: Callable[[Sequence[Message]], str],
+    encode: Callable[[str], Sequence[int]],
+) -> tuple[int, ...]:
+    """Lengths in tokens of the beginnings that end with the system text and with each of the last messages.
+
+    `text` and `token_ids` are the whole prompt; `render` must leave out the generation prompt. A beginning that the
+    template writes differently, or that does not end between two tokens, is left out: a wrong length would be useless,
+    a missing one costs a checkpoint. The shorter side of each cut is encoded again, so long histories cost little.
+    """
+    found = set()
+    for count in _cuts(messages):
+        try:
+            beginning = render(messages[:count])
+        except InvalidRequest:
+            continue  # some templates refuse a system message alone
+        if beginning and text.startswith(beginning):
+            found.add(_position(text, len(beginning), token_ids, encode))
+    return tuple(sorted(found - {0, len(token_ids)}))
+
+
+def _cuts(messages: Sequence[Message]) -> Iterable[int]:
+    """Numbers of messages after which to cut."""
+    num_system = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    last = range(max(1, len(messages) - MAX_MESSAGE_ENDS + 1), len(messages) + 1)
+    return sorted({*last, num_system} - {0})
+
+
+def _position(text: str, length: int, token_ids: Sequence[int], encode: Callable[[str], Sequence[int]]) -> int:
+    """Tokens of the first `length` characters; 0 if they do not end between two tokens."""
+    if length <= len(text) // 2:
+        head = tuple(encode(text[:length]))
+        return len(head) if tuple(token_ids[: len(head)]) == head else 0
+    tail = tuple(encode(text[length:]))
+    position = len(token_ids) - len(tail)
+    return position if tuple(token_ids[position:]) == tail else 0
