@@ -17,10 +17,13 @@ from vllm_mlx.api.observe import RequestRecord, observed, record_of
 from vllm_mlx.api.sse import EventResponse, frame
 from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.api.wire.sampling import GenerationBody
-from vllm_mlx.api.wire.usage import added
+from vllm_mlx.api.wire.usage import Cache, added, cache_answer
 from vllm_mlx.chat.collect import Collected, collect
 from vllm_mlx.chat.stream import EventStream
 from vllm_mlx.core.events import Event, Finish, Usage
+
+HIT_TOKENS = "x-cache-hit-tokens"
+"""Header of every generated answer."""
 
 Body = TypeVar("Body", bound=GenerationBody)
 
@@ -32,11 +35,11 @@ class Encoder(Protocol):
         """Events of the stream for one event of the service."""
         ...
 
-    def last_chunk(self, usage: Usage) -> msgspec.Struct | None:
+    def last_chunk(self, usage: Usage, cache: Cache) -> msgspec.Struct | None:
         """One more before the end of the stream."""
         ...
 
-    def answer(self, collected: Collected) -> msgspec.Struct:
+    def answer(self, collected: Collected, cache: Cache) -> msgspec.Struct:
         """The answer without a stream."""
         ...
 
@@ -66,15 +69,21 @@ async def _respond(
     try:
         if not record.is_stream:
             collected = await collect(observed(events, record, context.metrics))
-            return Response(msgspec.json.encode(encoder.answer(collected)), media_type="application/json")
+            body = msgspec.json.encode(encoder.answer(collected, cache_answer(events.explanations())))
+            return Response(body, media_type="application/json", headers=_headers(events))
         keepalive_s = context.config.keepalive_interval
         await events.ready(keepalive_s)
         frames = guarded(_frames(events, record, context, encoder), record)
         is_handed_on = True
-        return EventResponse(frames, close=events.aclose, keepalive_s=keepalive_s)
+        return EventResponse(frames, close=events.aclose, keepalive_s=keepalive_s, headers=_headers(events))
     finally:
         if not is_handed_on:
             await events.aclose()
+
+
+def _headers(events: EventStream) -> dict[str, str]:
+    """How many prompt tokens were found. A stream begins without it only if it still waits for its turn."""
+    return {} if events.num_cached is None else {HIT_TOKENS: str(events.num_cached)}
 
 
 async def _frames(
@@ -87,5 +96,5 @@ async def _frames(
             yield data
         if isinstance(event, Finish):
             usage = added(usage, event.usage)
-    last = encoder.last_chunk(usage)
+    last = encoder.last_chunk(usage, cache_answer(events.explanations()))
     yield (frame(last) if last is not None else b"") + DONE

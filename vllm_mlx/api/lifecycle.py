@@ -15,6 +15,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self._num_open = 0
         self._is_draining = False
+        self._is_warm = True
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -27,6 +28,20 @@ class Lifecycle:
     def is_draining(self) -> bool:
         """Whether the server is about to stop."""
         return self._is_draining
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether what is to be computed before the server is ready has been."""
+        return self._is_warm
+
+    @contextmanager
+    def warming(self) -> Iterator[None]:
+        """Not ready while the block runs; requests are answered all the same."""
+        self._is_warm = False
+        try:
+            yield
+        finally:
+            self._is_warm = True
 
     def begin_drain(self) -> None:
         """Refuse new generation from now on; what runs goes on."""

@@ -38,6 +38,8 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
         self.generation_tokens = self._counter("generation_tokens", "Generated tokens of finished requests.")
         self.cached_tokens = self._counter("cached_prompt_tokens", "Prompt tokens that did not have to be computed.")
+        self.prompts = self._counter("prompts", "Prompts of finished requests.")
+        self.prompts_with_hit = self._counter("prompts_with_hit", "Of them, those whose beginning was remembered.")
         self.duration = self._histogram("request_duration", "From request to the end of its answer.", "endpoint")
         self.queue_time = self._histogram("request_queue_time", "From submission to the first computed chunk.")
         self.first_token = self._histogram("time_to_first_token", "From request to its first token.")
@@ -72,6 +74,8 @@ class _EngineCollector(Collector):
         yield _gauge("pages_used", "KV cache pages in use.", stats.pages_used)
         yield _gauge("pages_free", "KV cache pages free, those of remembered prefixes included.", stats.pages_free)
         yield _gauge("pages_kept", "KV cache pages of remembered prefixes that nobody uses.", stats.pages_kept)
+        yield _gauge("pages_pinned", "KV cache pages of pinned prefixes.", stats.pages_pinned)
+        yield _gauge("checkpoints", "Remembered states of layers that cannot be cut.", stats.num_checkpoints)
         yield _gauge("pages_evicted", "Pages of remembered prefixes given to others.", stats.num_evicted_pages)
         yield _counter("preemptions", "Sequences that gave their pages to others.", stats.num_preemptions)
         yield _counter("engine_steps", "Steps computed.", stats.num_steps)
@@ -131,6 +135,6 @@ def _kernels(status: EngineStatus) -> Metric:
 def _memory(status: EngineStatus) -> Metric:
     memory = status.stats.memory
     family = GaugeMetricFamily(PREFIX + "engine_memory_bytes", "Memory on the device.", labels=["kind"])
-    for kind in ("active", "cache", "peak", "weights", "pages"):
+    for kind in ("active", "cache", "peak", "weights", "pages", "rows", "checkpoints", "staging"):
         family.add_metric([kind], getattr(memory, kind))
     return family

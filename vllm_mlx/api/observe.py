@@ -146,6 +146,9 @@ def _note_finish(event: Finish, record: RequestRecord, metrics: Metrics) -> None
     metrics.prompt_tokens.inc(usage.prompt_tokens)
     metrics.generation_tokens.inc(usage.completion_tokens)
     metrics.cached_tokens.inc(usage.cached_tokens)
+    if usage.prompt_tokens:  # further choices of the same prompt have none
+        metrics.prompts.inc()
+        metrics.prompts_with_hit.inc(usage.cached_tokens > 0)
     if event.queued_s is not None:
         metrics.queue_time.observe(event.queued_s)
 

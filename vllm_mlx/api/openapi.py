@@ -14,9 +14,10 @@ from vllm_mlx.api.wire.base import WireModel
 _REF = "#/components/schemas/"
 
 
-def json_body(model: type[WireModel]) -> dict[str, Any]:
-    """For a route's `openapi_extra`: the schema of a body that the endpoint decodes itself."""
-    schema = model.model_json_schema(ref_template=_REF + "{model}")
+def json_body(*models: type[WireModel]) -> dict[str, Any]:
+    """For a route's `openapi_extra`: the schema of a body that the endpoint decodes itself, one of `models`."""
+    schemas = [model.model_json_schema(ref_template=_REF + "{model}") for model in models]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -30,9 +30,14 @@ class EventResponse(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, frames: AsyncGenerator[bytes, None], *, close: Callable[[], Awaitable[None]], keepalive_s: float
+        self,
+        frames: AsyncGenerator[bytes, None],
+        *,
+        close: Callable[[], Awaitable[None]],
+        keepalive_s: float,
+        headers: Mapping[str, str] = {},
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
         self._frames = frames
         self._close = close

@@ -19,6 +19,7 @@ from vllm_mlx.cli.compose import open_engine
 from vllm_mlx.cli.display import Display
 from vllm_mlx.cli.listen import BACKLOG, listen, url_of
 from vllm_mlx.cli.signals import StopSignals
+from vllm_mlx.cli.warm import Conversations, Warmer, read_warm_prompts
 from vllm_mlx.core import log
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import EngineClient
@@ -38,12 +39,15 @@ def serve(config: Config) -> int:
         StartupError: the port, the model or the engine cannot be had.
     """
     log.setup(config.log_level, config.log_format)
+    prompts = read_warm_prompts(config.warm_prompts) if config.warm_prompts is not None else ()
     with listen(config.host, config.port) as listener, Display() as display:
         files = resolve(config, progress=display)
-        return asyncio.run(_serve(config, files, listener=listener, display=display))
+        return asyncio.run(_serve(config, files, prompts=prompts, listener=listener, display=display))
 
 
-async def _serve(config: Config, files: ModelFiles, *, listener: socket.socket, display: Display) -> int:
+async def _serve(
+    config: Config, files: ModelFiles, *, prompts: Conversations, listener: socket.socket, display: Display
+) -> int:
     engine = open_engine(config, files.path, on_progress=display)
     service = ChatService(engine, Tokenizer.load(files.path, trust_remote_code=config.trust_remote_code), config=config)
     app = create_app(config, service, engine)
@@ -51,7 +55,8 @@ async def _serve(config: Config, files: ModelFiles, *, listener: socket.socket, 
     server = _http_server(app)
     with StopSignals() as signals:
         http = asyncio.create_task(server.serve(sockets=[listener]))
-        life = asyncio.create_task(_live(engine, config, url=url_of(listener), display=display))
+        warmer = Warmer(service, prompts, lifecycle=lifecycle, progress=display)
+        life = asyncio.create_task(_live(engine, config, warmer=warmer, url=url_of(listener), display=display))
         asked = asyncio.create_task(signals.first.wait())
         try:
             await asyncio.wait({http, life, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,9 +72,11 @@ async def _serve(config: Config, files: ModelFiles, *, listener: socket.socket, 
             await _take_down(engine, server, life=life, http=http, asked=asked)
 
 
-async def _live(engine: EngineClient, config: Config, *, url: str, display: Display) -> int:
-    """Start the engine, say so, and return the exit code when it is given up."""
-    info = await engine.start()
+async def _live(engine: EngineClient, config: Config, *, warmer: Warmer, url: str, display: Display) -> int:
+    """Start the engine, warm it, say so, and return the exit code when it is given up."""
+    with warmer.lifecycle.warming():
+        info = await engine.start()
+        await warmer.run()
     display.close()
     print(banner(config, info, url=url), flush=True)
     reason = await engine.wait_failed()

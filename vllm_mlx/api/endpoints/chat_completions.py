@@ -9,6 +9,7 @@ from starlette.responses import Response
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.generate import admitted, respond
 from vllm_mlx.api.openapi import json_answers, json_body
+from vllm_mlx.api.tenant import tenant_of
 from vllm_mlx.api.wire.answers import ChatCompletionAnswer
 from vllm_mlx.api.wire.chat_completions import ChatCompletionBody, chat_request
 from vllm_mlx.api.wire.chat_encoder import ChatEncoder
@@ -30,7 +31,8 @@ def router(context: Context) -> APIRouter:
         """Continue a conversation."""
         body, record = await admitted(request, ChatCompletionBody, context)
         request_id = f"chatcmpl-{record.key}"
-        asked = chat_request(body, request_id=request_id, defaults=service.sampling_defaults)
+        tenant = tenant_of(request, context.config)
+        asked = chat_request(body, request_id=request_id, defaults=service.sampling_defaults, tenant=tenant)
         head = answer_head(request_id, context.config.model_name)
         encoder = ChatEncoder(head, has_logprobs=bool(body.logprobs), include_usage=body.wants_usage)
         return await respond(request, context, start=lambda: service.chat(asked), encoder=encoder)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.generate import admitted, respond
 from vllm_mlx.api.openapi import json_answers, json_body
+from vllm_mlx.api.tenant import tenant_of
 from vllm_mlx.api.wire.answers import CompletionAnswer
 from vllm_mlx.api.wire.completion_encoder import CompletionEncoder
 from vllm_mlx.api.wire.completions import CompletionBody, completion_request
@@ -30,7 +31,8 @@ def router(context: Context) -> APIRouter:
         """Continue text or token ids, without a chat template."""
         body, record = await admitted(request, CompletionBody, context)
         request_id = f"cmpl-{record.key}"
-        asked = completion_request(body, request_id=request_id, defaults=service.sampling_defaults)
+        tenant = tenant_of(request, context.config)
+        asked = completion_request(body, request_id=request_id, defaults=service.sampling_defaults, tenant=tenant)
         head = answer_head(request_id, context.config.model_name)
         encoder = CompletionEncoder(head, has_logprobs=body.logprobs is not None, include_usage=body.wants_usage)
         return await respond(request, context, start=lambda: service.complete(asked), encoder=encoder)

@@ -43,7 +43,10 @@ def router(context: Context) -> APIRouter:
     @routes.get("/readyz", response_class=Response)
     async def readyz() -> Response:
         """200 if new requests should be sent here."""
-        is_ready = context.engine.status().state is EngineState.READY and not context.lifecycle.is_draining
+        lifecycle = context.lifecycle
+        is_ready = (
+            context.engine.status().state is EngineState.READY and lifecycle.is_warm and not lifecycle.is_draining
+        )
         return _short(is_ready, "ready")
 
     return routes

@@ -34,6 +34,33 @@ class UsageAnswer(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionTokensDetails
 
 
+class DifferenceAnswer(msgspec.Struct, frozen=True):
+    """Where a prompt parts from the most similar earlier one: the texts from the first character that differs."""
+
+    before: str
+    """What both have just before it."""
+    given: str
+    earlier: str
+    field: str | None
+    """The kind of field, if it is one that changes by itself, such as 'date'."""
+
+
+class CacheAnswer(msgspec.Struct, frozen=True):
+    """How much of a prompt did not have to be computed, and why no more. Of several prompts, the first that missed."""
+
+    hit_tokens: int
+    """Over all prompts, like `x-cache-hit-tokens`."""
+    prompt_tokens: int
+    reason: str
+    """'hit', 'evicted', 'no_checkpoint', 'too_short', 'never_seen', 'different_tools', 'different_system',
+    'different_messages', 'volatile_field' or 'disabled'."""
+    message: str
+    """The same for a person."""
+    seen_tokens: int
+    """With how many of its tokens an earlier prompt began too, if any is still known."""
+    difference: DifferenceAnswer | None
+
+
 class TopLogprobAnswer(msgspec.Struct, frozen=True):
     """A likely token. `bytes` are its UTF-8 bytes as numbers."""
 
@@ -85,6 +112,7 @@ class ChatCompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag=
     usage: UsageAnswer
     system_fingerprint: str
     service_tier: str = "default"
+    cache: CacheAnswer | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,7 +132,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.completion.chunk"):
-    """One event of a streamed chat answer; `usage` is absent unless the stream includes it."""
+    """One event of a streamed chat answer; `usage` is absent unless the stream includes it, `cache` is in the last."""
 
     id: str
     created: int
@@ -112,6 +140,7 @@ class ChatChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.compl
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: UsageAnswer | UnsetType | None = UNSET
+    cache: CacheAnswer | UnsetType = UNSET
 
 
 class TextLogprobs(msgspec.Struct, frozen=True):
@@ -141,6 +170,7 @@ class CompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag="tex
     system_fingerprint: str
     choices: list[TextChoice]
     usage: UsageAnswer | UnsetType | None = UNSET
+    cache: CacheAnswer | UnsetType = UNSET
 
 
 class ModelCard(msgspec.Struct, frozen=True, tag_field="object", tag="model"):

@@ -101,7 +101,9 @@ class ChatCompletionBody(GenerationBody):
     """The server does not moderate."""
 
 
-def chat_request(body: ChatCompletionBody, *, request_id: str, defaults: Mapping[str, Any]) -> ChatRequest:
+def chat_request(
+    body: ChatCompletionBody, *, request_id: str, defaults: Mapping[str, Any], tenant: bytes = b""
+) -> ChatRequest:
     """The same request in no dialect. Raises InvalidRequest for fields that contradict each other."""
     body.check_stream_options()
     return ChatRequest(
@@ -110,6 +112,8 @@ def chat_request(body: ChatCompletionBody, *, request_id: str, defaults: Mapping
         sampling=body.sampling(defaults, max_tokens=_max_tokens(body), logprobs=_logprobs(body)),
         template_kwargs=_template_kwargs(body),
         timeout_s=body.timeout,
+        tenant=tenant,
+        wants_cache_report=bool(body.cache_report),
     )
 
 

@@ -18,7 +18,7 @@ from vllm_mlx.api.wire.answers import (
     TopLogprobAnswer,
     UsageAnswer,
 )
-from vllm_mlx.api.wire.usage import AnswerHead, usage_answer
+from vllm_mlx.api.wire.usage import AnswerHead, Cache, usage_answer
 from vllm_mlx.chat.collect import Collected
 from vllm_mlx.core.events import Event, Finish, TextDelta, TokenInfo, Usage
 
@@ -47,13 +47,13 @@ class ChatEncoder:
             case Finish():
                 yield self._chunk([ChunkChoice(event.choice, _NOTHING, None, event.reason.value)])
 
-    def last_chunk(self, usage: Usage) -> ChatChunk | None:
-        """The chunk of counts, if the stream includes it."""
+    def last_chunk(self, usage: Usage, cache: Cache) -> ChatChunk | None:
+        """The chunk of counts and of the cache report, if the stream includes one of them."""
         if self._usage is msgspec.UNSET:
-            return None
-        return msgspec.structs.replace(self._chunk([]), usage=usage_answer(usage))
+            return None if cache is msgspec.UNSET else msgspec.structs.replace(self._chunk([]), cache=cache)
+        return msgspec.structs.replace(self._chunk([]), usage=usage_answer(usage), cache=cache)
 
-    def answer(self, collected: Collected) -> ChatCompletionAnswer:
+    def answer(self, collected: Collected, cache: Cache) -> ChatCompletionAnswer:
         """The whole answer at once."""
         head = self._head
         choices = [
@@ -61,7 +61,8 @@ class ChatEncoder:
             for index, choice in enumerate(collected.choices)
         ]
         usage = usage_answer(collected.usage)
-        return ChatCompletionAnswer(head.id, head.created, head.model, choices, usage, head.system_fingerprint)
+        fingerprint = head.system_fingerprint
+        return ChatCompletionAnswer(head.id, head.created, head.model, choices, usage, fingerprint, cache=cache)
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
         head = self._head

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from vllm_mlx.api.wire.answers import CompletionAnswer, TextChoice, TextLogprobs, UsageAnswer
-from vllm_mlx.api.wire.usage import AnswerHead, usage_answer
+from vllm_mlx.api.wire.usage import AnswerHead, Cache, usage_answer
 from vllm_mlx.chat.collect import Collected
 from vllm_mlx.core.events import Event, Finish, TextDelta, TokenInfo, TopLogprob, Usage
 
@@ -31,19 +31,19 @@ class CompletionEncoder:
             case Finish():
                 yield self._chunk([TextChoice(event.choice, "", None, event.reason.value)])
 
-    def last_chunk(self, usage: Usage) -> CompletionAnswer | None:
-        """The chunk of counts, if the stream includes it."""
+    def last_chunk(self, usage: Usage, cache: Cache) -> CompletionAnswer | None:
+        """The chunk of counts and of the cache report, if the stream includes one of them."""
         if self._usage is msgspec.UNSET:
-            return None
-        return msgspec.structs.replace(self._chunk([]), usage=usage_answer(usage))
+            return None if cache is msgspec.UNSET else msgspec.structs.replace(self._chunk([]), cache=cache)
+        return msgspec.structs.replace(self._chunk([]), usage=usage_answer(usage), cache=cache)
 
-    def answer(self, collected: Collected) -> CompletionAnswer:
+    def answer(self, collected: Collected, cache: Cache) -> CompletionAnswer:
         """The whole answer at once."""
         choices = [
             TextChoice(index, choice.text, self._logprobs(index, choice.tokens), choice.reason.value)
             for index, choice in enumerate(collected.choices)
         ]
-        return msgspec.structs.replace(self._chunk(choices), usage=usage_answer(collected.usage))
+        return msgspec.structs.replace(self._chunk(choices), usage=usage_answer(collected.usage), cache=cache)
 
     def _chunk(self, choices: list[TextChoice]) -> CompletionAnswer:
         head = self._head

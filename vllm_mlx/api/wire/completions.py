@@ -36,7 +36,9 @@ class CompletionBody(GenerationBody):
     """Text after the completion cannot be taken into account by this model."""
 
 
-def completion_request(body: CompletionBody, *, request_id: str, defaults: Mapping[str, Any]) -> CompletionRequest:
+def completion_request(
+    body: CompletionBody, *, request_id: str, defaults: Mapping[str, Any], tenant: bytes = b""
+) -> CompletionRequest:
     """The same request in no dialect. Raises InvalidRequest for fields that contradict each other."""
     body.check_stream_options()
     if body.best_of is not None and body.best_of != (body.n or 1):
@@ -50,6 +52,8 @@ def completion_request(body: CompletionBody, *, request_id: str, defaults: Mappi
         sampling=body.sampling(defaults, max_tokens=max_tokens, logprobs=body.logprobs),
         echo=bool(body.echo),
         timeout_s=body.timeout,
+        tenant=tenant,
+        wants_cache_report=bool(body.cache_report),
     )
 
 

@@ -78,6 +78,8 @@ class GenerationBody(WireModel):
     """Tokens at which generation ends."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the request is given up; the server's --timeout if absent."""
+    cache_report: bool | None = None
+    """Say in the answer, as `cache`, how much of the prompt was found and why no more; a stream ends with it."""
     user: str | None = None
     """Accepted; not used."""
 

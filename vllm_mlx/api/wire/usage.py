@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from vllm_mlx import __version__
-from vllm_mlx.api.wire.answers import CompletionTokensDetails, PromptTokensDetails, UsageAnswer
+from vllm_mlx.api.wire.answers import (
+    CacheAnswer,
+    CompletionTokensDetails,
+    DifferenceAnswer,
+    PromptTokensDetails,
+    UsageAnswer,
+)
+from vllm_mlx.chat.explain import CacheReason, Difference, Explanation
 from vllm_mlx.core.events import Usage
 
 
@@ -38,6 +46,31 @@ def usage_answer(usage: Usage) -> UsageAnswer:
         prompt_tokens_details=PromptTokensDetails(usage.cached_tokens),
         completion_tokens_details=CompletionTokensDetails(usage.reasoning_tokens),
     )
+
+
+Cache = CacheAnswer | msgspec.UnsetType
+"""The cache report of an answer, or nothing."""
+
+
+def cache_answer(explanations: Sequence[Explanation]) -> Cache:
+    """The report on all prompts of a request; nothing if there is none."""
+    if not explanations:
+        return msgspec.UNSET
+    missed = [one for one in explanations if one.reason is not CacheReason.HIT]
+    shown = (missed or list(explanations))[0]
+    return CacheAnswer(
+        hit_tokens=sum(one.num_found for one in explanations),
+        prompt_tokens=sum(one.num_tokens for one in explanations),
+        reason=shown.reason.value,
+        message=shown.message,
+        seen_tokens=shown.num_seen,
+        difference=difference_answer(shown.difference),
+    )
+
+
+def difference_answer(found: Difference | None) -> DifferenceAnswer | None:
+    """The texts of a difference, if there is one."""
+    return DifferenceAnswer(found.before, found.given, found.earlier, found.field) if found else None
 
 
 def added(one: Usage, other: Usage) -> Usage:
