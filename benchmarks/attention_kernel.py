@@ -1,7 +1,8 @@
 """The paged decode kernels alone: microseconds per call, TB/s of keys and values, against copies and MLX's attention.
 
     python benchmarks/attention_kernel.py [--scenario 64x8192] [--scenario 1x16384+31x256] [--heads 24/8] [--dim 128]
-        [--dtype bfloat16] [--window N] [--sinks] [--page-size 32] [--calls 28] [--rounds 10] [--output FILE]
+        [--dtype bfloat16] [--kv-bits 8] [--window N] [--sinks] [--page-size 32] [--calls 28] [--rounds 10]
+        [--output FILE]
 
 All calls of a round are chained in one graph, the output of each being the queries of the next, and take turns on pools
 that together are larger than the device's caches; pages lie in random order. MLX's attention gets keys and values in
@@ -47,6 +48,8 @@ class Line(msgspec.Struct, frozen=True):
     """Keys and values that a call reads."""
     call_us: float | None
     bytes_per_s: float | None
+    tokens_per_s: float | None
+    """Tokens attended to: what counts when keys and values of other sizes are compared."""
     share_of_copy: float | None
     library_us: float | None
     library_bytes_per_s: float | None
@@ -67,6 +70,7 @@ def measure_line(
         num_bytes=kv_bytes(variant, scenario.lengths),
         call_us=_us(kernels),
         bytes_per_s=kernels.bytes_per_s if kernels else None,
+        tokens_per_s=kernels.tokens_per_s if kernels else None,
         share_of_copy=kernels.bytes_per_s / copy_bytes_per_s if kernels else None,
         library_us=_us(library),
         library_bytes_per_s=library.bytes_per_s if library else None,
@@ -83,6 +87,7 @@ def print_line(line: Line) -> None:
     cells = [
         _cell(line.call_us, ".1f"),
         _cell(line.bytes_per_s and line.bytes_per_s / 1e12, ".3f"),
+        _cell(line.tokens_per_s and line.tokens_per_s / 1e9, ".3f"),
         _cell(line.share_of_copy, ".0%"),
         _cell(line.library_us, ".1f"),
         _cell(line.library_bytes_per_s and line.library_bytes_per_s / 1e12, ".3f"),
@@ -101,6 +106,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--heads", type=_pair, default="24/8", help="query heads / KV heads")
     parser.add_argument("--dim", type=_pair, default="128", help="elements of a head, of keys / of values")
     parser.add_argument("--dtype", default="bfloat16", choices=ELEMENT_BYTES)
+    parser.add_argument("--kv-bits", type=int, choices=(8, 4), help="quantised keys and values; MLX's stay as they are")
     parser.add_argument("--window", type=int, help="tokens that a position looks back")
     parser.add_argument("--sinks", action="store_true", help="with attention sinks")
     parser.add_argument("--page-size", type=int, default=32)
@@ -132,6 +138,7 @@ def make_variant(given: argparse.Namespace) -> DecodeVariant:
         scale=key_dim**-0.5,
         window=given.window,
         has_sinks=given.sinks,
+        bits=given.kv_bits,
     )
 
 
@@ -148,10 +155,11 @@ def main(argv: Sequence[str]) -> None:
     print(f"{found.name} ({found.backend}), MLX {mx.__version__}: copies {copy_bytes_per_s / 1e12:.3f} TB/s")
     dims = f"{variant.key_dim}/{variant.value_dim}"
     heads = f"{variant.heads}/{variant.kv_heads} heads of {dims}"
-    print(f"{heads}, {given.dtype}, pages of {given.page_size}, {given.calls} calls a graph")
+    form = given.dtype if given.kv_bits is None else f"{given.dtype}, int{given.kv_bits} pages"
+    print(f"{heads}, {form}, pages of {given.page_size}, {given.calls} calls a graph")
     if not found.is_gpu:
         print("no paged kernels: there is no GPU")
-    names = ("us/call", "TB/s", "of copies", "MLX us", "MLX TB/s", "MLX/ours")
+    names = ("us/call", "TB/s", "Gtokens/s", "of copies", "MLX us", "MLX TB/s", "MLX/ours")
     print(f"\n{'rows x tokens':20}" + "".join(f"{name:>11}" for name in names), flush=True)
     lines = []
     for scenario in scenarios:

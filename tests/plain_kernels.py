@@ -11,7 +11,7 @@ import numpy as np
 from vllm_mlx.runner.kernel_pages import Kernels
 from vllm_mlx.runner.kernels import reference
 from vllm_mlx.runner.kernels.check import Check
-from vllm_mlx.runner.kernels.paging import PoolFormat
+from vllm_mlx.runner.kernels.pools import PoolFormat
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 
 
@@ -19,16 +19,26 @@ class PlainPages:
     def __init__(self, pools: PoolFormat) -> None:
         self._pools = pools
 
-    def write(self, key_pool, value_pool, keys, values, *, slots, after):
-        heads = self._pools.kv_heads
+    def write(self, key_pool, value_pool, keys, values, *, slots, after, scales=None):
+        heads, packing = self._pools.kv_heads, self._pools.packing
         index = mx.arange(heads)[:, None] * (key_pool.shape[0] // heads) + slots[None]
-        for pool, source in ((key_pool, keys), (value_pool, values)):
+        for i, (pool, source) in enumerate(((key_pool, keys), (value_pool, values))):
             assert source.shape[1] == heads
-            assert source.dtype == pool.dtype
-            pool[index] = source.swapaxes(0, 1).reshape(heads, -1, source.shape[-1])
+            rows = source.swapaxes(0, 1).reshape(heads, -1, source.shape[-1])
+            if packing is None:
+                assert source.dtype == pool.dtype
+                pool[index] = rows
+            else:
+                assert str(source.dtype).endswith(self._pools.dtype)
+                by_token = scales[i].reshape(pool.shape[0], -1)
+                pool[index], by_token[index] = packing.pack(rows)
+                scales[i][:] = by_token.reshape(scales[i].shape)
         return after + 1
 
-    def read(self, pool, table, *, after):
+    def read(self, pool, table, *, after, scales=None):
+        if self._pools.packing is not None:
+            dtype = getattr(mx, self._pools.dtype)
+            pool = self._pools.packing.unpack(pool, scales.reshape(pool.shape[0], -1), dtype)
         by_page = pool.reshape(self._pools.kv_heads, -1, self._pools.page_size, pool.shape[-1])
         pages = by_page[:, table].swapaxes(0, 1)
         return pages.reshape(table.shape[0], self._pools.kv_heads, -1, pool.shape[-1]) + 0 * after[0].astype(pool.dtype)
@@ -38,7 +48,12 @@ class PlainAttention:
     def __init__(self, variant: DecodeVariant) -> None:
         self._variant = variant
 
-    def __call__(self, queries, keys, values, *, table, slots, items, starts, after, sinks=None):
+    def __call__(self, queries, keys, values, *, table, slots, items, starts, after, sinks=None, scales=None):
+        if scales is not None:
+            keys, values = (
+                self._variant.packing.unpack(pool, scale.reshape(pool.shape[0], -1), queries.dtype)
+                for pool, scale in zip((keys, values), scales, strict=True)
+            )
         assert queries.dtype == keys.dtype == values.dtype, "a kernel reads one type"
         positions = [-1] * queries.shape[0]
         items, starts = np.array(items), np.array(starts)

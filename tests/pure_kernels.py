@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from vllm_mlx.runner.kernel_pages import Kernels
 from vllm_mlx.runner.kernels.check import Check
-from vllm_mlx.runner.kernels.paging import PoolFormat
+from vllm_mlx.runner.kernels.pools import PoolFormat
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 
 
@@ -78,7 +78,7 @@ class PurePages:
         self._pools = pools
         self._contents = contents
 
-    def write(self, key_pool, value_pool, keys, values, *, slots, after):
+    def write(self, key_pool, value_pool, keys, values, *, slots, after, scales=None):
         heads = self._pools.kv_heads
         index = mx.arange(heads)[:, None] * (key_pool.shape[0] // heads) + slots[None]
         for pool, source in ((key_pool, keys), (value_pool, values)):
@@ -87,7 +87,7 @@ class PurePages:
             after = self._contents.put(pool, new, after)
         return after
 
-    def read(self, pool, table, *, after):
+    def read(self, pool, table, *, after, scales=None):
         return pages_of(self._contents.get(pool, after), table, self._pools.kv_heads, self._pools.page_size)
 
 
@@ -96,7 +96,7 @@ class PureAttention:
         self._variant = variant
         self._contents = contents
 
-    def __call__(self, queries, keys, values, *, table, slots, items, starts, after, sinks=None):
+    def __call__(self, queries, keys, values, *, table, slots, items, starts, after, sinks=None, scales=None):
         variant, rows = self._variant, queries.shape[0]
         keys, values = (
             mx.repeat(

@@ -67,7 +67,7 @@ def test_cpu_has_the_library_s_attention_only(tmp_path: Path) -> None:
     assert equal["library_us"] > 0
     assert (equal["call_us"], mixed["call_us"], mixed["library_us"]) == (None, None, None)
     [line] = [line for line in done.stdout.splitlines() if line.startswith("1x40+1x50")]
-    assert line.split()[1:] == ["-"] * 6
+    assert line.split()[1:] == ["-"] * 7
 
 
 def test_gpu_s_kernels_are_compared_with_copies_and_the_library(

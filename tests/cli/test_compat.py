@@ -44,3 +44,30 @@ def test_old_flags_and_settings_are_distinct() -> None:
     old = [flag.name for flag in (*NO_LONGER_NEEDED, *NOT_SUPPORTED_YET)]
     assert len(set(old)) == len(old)
     assert not set(old) & {name for setting in settings() for name in setting.flags}
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (["--kv-cache-quantization"], "int8"),
+        (["--kv-cache-quantization-bits", "4"], "int4"),
+        (["--kv-cache-quantization-bits", "4", "--kv-cache-quantization"], "int4"),
+        (["--kv-cache-quantization", "--kv-cache-quantization-bits=8"], "int8"),
+        (["--kv-cache-quantization", "--kv-cache-dtype", "int8"], "int8"),
+    ],
+)
+def test_old_flags_quantise_pages(given: list[str], dtype: str) -> None:
+    assert make_config(vars(parse(SERVE, given)), {}) == Config(kv_cache_dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--kv-cache-quantization-bits", "5"], "'5' is not 4 or 8"),
+        (["--kv-cache-quantization", "--kv-cache-dtype", "auto"], "leave one out"),
+        (["--kv-cache-dtype", "int4", "--kv-cache-quantization-bits", "8"], "means --kv-cache-dtype int8, but"),
+    ],
+)
+def test_old_flags_that_contradict_are_refused(given: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(SERVE, given)

@@ -17,8 +17,9 @@ from runner.metal.support import emulator_for_tests
 
 from vllm_mlx.runner.kernels import paging, source
 from vllm_mlx.runner.kernels.decode import PagedAttention
-from vllm_mlx.runner.kernels.paging import PageKernels, PoolFormat
+from vllm_mlx.runner.kernels.paging import PageKernels
 from vllm_mlx.runner.kernels.plan import PADDED, DecodePlan, plan_items
+from vllm_mlx.runner.kernels.pools import PoolFormat
 from vllm_mlx.runner.kernels.variant import DecodeVariant, geometry
 
 POOLS = {"key_pool", "value_pool"}

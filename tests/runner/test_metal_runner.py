@@ -15,11 +15,11 @@ from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
 from vllm_mlx.runner.kernel_pages import Kernels
-from vllm_mlx.runner.kernels import dialect, paging, source
+from vllm_mlx.runner.kernels import dialect, packed_paging, paging, source
 from vllm_mlx.runner.kernels.check import check_decode
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 
-POOLS = {"key_pool", "value_pool"}
+POOLS = {"key_pool", "value_pool", "key_scales", "value_scales"}
 
 
 @pytest.fixture
@@ -43,6 +43,33 @@ def test_self_check_passes_what_is_right(metal: MetalStandIn, dtype: str) -> Non
     assert check.problem is None
     assert 0 < check.error < 3e-3
     assert metal.num_launches > 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_self_check_covers_quantised_pages(metal: MetalStandIn, dtype: str, bits: int) -> None:
+    check = check_decode(variant(dtype=dtype, bits=bits, value_dim=64, num_queries=2), "metal")
+    assert check.problem is None
+    assert check.name.endswith(f"int{bits} pages")
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "right", "wrong"),
+    [
+        (packed_paging, "WRITE_BODY", "MAX(-low, high)", "high"),
+        (packed_paging, "WRITE_BODY", "+ group;\n    UNROLL", ";\n    UNROLL"),
+        (packed_paging, "READ_BODY", "* META_SCALE(meta)", ""),
+        (source, "DECODE_BODY", "* META_SCALE(value_meta[u][c])", ""),
+    ],
+)
+def test_self_check_tells_what_is_wrong_with_quantised_pages(
+    metal: MetalStandIn, monkeypatch: pytest.MonkeyPatch, where: Any, text: str, right: str, wrong: str
+) -> None:
+    whole = getattr(where, text)
+    assert right in whole, "the kernel has changed: this test needs another way to break it"
+    monkeypatch.setattr(where, text, whole.replace(right, wrong))
+    check = check_decode(variant(bits=8, key_dim=128, value_dim=128), "metal")
+    assert "differs from plain operations by" in (check.problem or "")
 
 
 @pytest.mark.parametrize(

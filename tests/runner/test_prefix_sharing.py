@@ -17,7 +17,9 @@ from vllm_mlx.engine.scheduler import Scheduler
 LONG, END = prompts(150, 20, seed=3)
 
 
-def serve(runner: Runner, turns: list[list[Submit]], **settings: Any) -> tuple[dict[str, tuple[int, ...]], list[int]]:
+def serve(
+    runner: Runner, turns: list[list[Submit]], **settings: Any
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Run the turns one after the other with one scheduler; tokens by name, and what each sequence found cached."""
     scheduler = Scheduler(runner.info, Config(prefill_step_size=64, **settings))
     tokens: dict[str, tuple[int, ...]] = {}
@@ -36,7 +38,7 @@ def serve(runner: Runner, turns: list[list[Submit]], **settings: Any) -> tuple[d
             for output in scheduler.take_outputs():
                 tokens[output.request_id] = tokens.get(output.request_id, ()) + output.token_ids
                 cached[output.request_id] = max(cached.get(output.request_id, 0), output.num_cached)
-    return tokens, list(cached.values())
+    return tokens, cached
 
 
 def conversation() -> list[list[Submit]]:
@@ -49,11 +51,24 @@ def conversation() -> list[list[Submit]]:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss", "qwen3_moe"])
 @pytest.mark.parametrize("kernels", [None, PlainKernels()], ids=["gathered", "kernels"])
 def test_found_prefixes_change_no_token(name: str, kernels: Any, open_runner: Callable[..., Runner]) -> None:
-    expected, none = serve(open_runner(name, kernels=kernels), conversation(), prefix_cache=False)
-    found, cached = serve(open_runner(name, kernels=kernels), conversation())
+    check_that_found_prefixes_change_nothing(lambda: open_runner(name, kernels=kernels))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("kernels", [None, PlainKernels()], ids=["gathered", "kernels"])
+def test_found_prefixes_of_quantised_pages_change_no_token(
+    name: str, dtype: str, kernels: Any, open_runner: Callable[..., Runner]
+) -> None:
+    check_that_found_prefixes_change_nothing(lambda: open_runner(name, kernels=kernels, kv_cache_dtype=dtype))
+
+
+def check_that_found_prefixes_change_nothing(open_runner: Callable[[], Runner]) -> None:
+    expected, none = serve(open_runner(), conversation(), prefix_cache=False)
+    found, cached = serve(open_runner(), conversation())
     assert found == expected
-    assert none == [0] * 6
-    assert cached == [0, 128, 96, 96, 96, 128]
+    assert set(none.values()) == {0}
+    assert cached == {"first": 0, "again": 128, "branch 0": 96, "branch 1": 96, "branch 2": 96, "longer": 128}
 
 
 @pytest.mark.parametrize("name", ["qwen3_next", "mamba2", "gemma2"])
@@ -62,4 +77,4 @@ def test_layers_that_cannot_be_cut_share_nothing_yet(name: str, open_runner: Cal
     expected, _ = serve(runner, conversation(), prefix_cache=False)
     found, cached = serve(runner, conversation())
     assert found == expected
-    assert cached == [0] * 6
+    assert set(cached.values()) == {0}

@@ -38,6 +38,8 @@ NO_LONGER_NEEDED = (
     OldFlag("--prefix-trie-cache", False, "prefixes are remembered unless --no-prefix-cache is given"),
     OldFlag("--prefix-trie-cache-size", True, _PAGES),
     OldFlag("--prefix-trie-cache-memory-mb", True, _PAGES),
+    OldFlag("--kv-cache-quantization-group-size", True, "groups have 64 elements, or what divides a head"),
+    OldFlag("--kv-cache-min-quantize-tokens", True, "--kv-cache-dtype quantises from the first token on"),
     OldFlag("--enable-metrics", False, _METRICS),
     OldFlag("--metrics", False, _METRICS),
 )
@@ -47,10 +49,6 @@ NOT_SUPPORTED_YET = (
     OldFlag("--memory-budget-gb", True, "several models in one server"),
     OldFlag("--auto-unload-idle-seconds", True, "unloading idle models"),
     OldFlag("--lazy-load-model", False, "loading at the first request"),
-    OldFlag("--kv-cache-quantization", False, "a quantised KV cache"),
-    OldFlag("--kv-cache-quantization-bits", True, "a quantised KV cache"),
-    OldFlag("--kv-cache-quantization-group-size", True, "a quantised KV cache"),
-    OldFlag("--kv-cache-min-quantize-tokens", True, "a quantised KV cache"),
     OldFlag("--max-kv-size", True, "a bounded KV cache per sequence (--max-model-len bounds the sequence)"),
     OldFlag("--enable-mtp", False, "multi-token prediction"),
     OldFlag("--mtp", False, "multi-token prediction"),
@@ -110,6 +108,24 @@ class _Refusal(argparse.Action):
         raise ConfigError(f"{option_string}: not supported yet ({self.const})")
 
 
+class _QuantisePages(argparse.Action):
+    """`--kv-cache-quantization` and `--kv-cache-quantization-bits`: names of before for `--kv-cache-dtype`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        if self.nargs == 0:
+            namespace.quantise_pages = getattr(namespace, "quantise_pages", None) or "int8"
+            return
+        if values not in ("4", "8"):
+            raise ConfigError(f"{option_string}: {values!r} is not 4 or 8")
+        namespace.quantise_pages = f"int{values}"
+
+
 def add_old_flags(parser: argparse.ArgumentParser) -> None:
     """Let the parser understand old flags; lines to print end up in `namespace.notices`."""
     parser.add_argument(
@@ -130,3 +146,29 @@ def add_old_flags(parser: argparse.ArgumentParser) -> None:
                 default=argparse.SUPPRESS,
                 help=argparse.SUPPRESS,
             )
+    for name, takes_value in (("--kv-cache-quantization", False), ("--kv-cache-quantization-bits", True)):
+        parser.add_argument(
+            name,
+            action=_QuantisePages,
+            nargs=None if takes_value else 0,
+            dest="quantise_pages",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+
+
+def apply_old_flags(namespace: argparse.Namespace) -> None:
+    """Set what old flags stand for.
+
+    Raises:
+        ConfigError: a new flag says otherwise.
+    """
+    dtype = getattr(namespace, "quantise_pages", None)
+    if dtype is None:
+        return
+    if getattr(namespace, "kv_cache_dtype", dtype) != dtype:
+        raise ConfigError(
+            f"--kv-cache-quantization means --kv-cache-dtype {dtype}, but --kv-cache-dtype {namespace.kv_cache_dtype} "
+            "is given too; leave one out"
+        )
+    namespace.kv_cache_dtype = dtype

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from vllm_mlx.cli.bench_options import add_bench_flags
-from vllm_mlx.cli.compat import add_old_flags
+from vllm_mlx.cli.compat import add_old_flags, apply_old_flags
 from vllm_mlx.cli.settings import GROUPS, add_arguments, did_you_mean, settings
 from vllm_mlx.core.errors import ConfigError
 
@@ -82,6 +82,7 @@ def parse(command: Command, arguments: Sequence[str]) -> argparse.Namespace:
         if getattr(namespace, "model", namespace.model_argument) != namespace.model_argument:
             raise ConfigError(f"the model is given twice: {namespace.model_argument} and --model {namespace.model}")
         namespace.model = namespace.model_argument
+    apply_old_flags(namespace)
     return namespace
 
 

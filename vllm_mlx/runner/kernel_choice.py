@@ -1,7 +1,8 @@
-"""Whether a model's pages can be read by kernels on this GPU; where not, its layers are kept in rows."""
+"""How a model's layers are kept: quantised pages if that is asked for, and rows where no kernel reads the pages."""
 
 from __future__ import annotations
 
+from vllm_mlx.core.errors import ModelError
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.step import KernelStatus
 from vllm_mlx.runner.kernel_pages import Kernels, decode_variant
@@ -16,6 +17,25 @@ def needed_variants(layers: ModelLayers) -> tuple[DecodeVariant, ...] | None:
     if any(shape.attention is not None and shape.attention.has_mask for shape in layers.paged):
         return None
     return tuple(dict.fromkeys(decode_variant(shape) for shape in layers.paged))
+
+
+def quantise_pages(layers: ModelLayers, kv_cache_dtype: str) -> tuple[ModelLayers, list[str]]:
+    """The layers with pages in the form of `--kv-cache-dtype`, and a note where some layers stay as they are.
+
+    Raises:
+        ModelError: a quantised form is asked for, and no layer can have it.
+    """
+    if kv_cache_dtype == "auto":
+        return layers, []
+    quantised = layers.quantised(int(kv_cache_dtype.removeprefix("int")))
+    count, total = sum(shape.bits is not None for shape in quantised.shapes), len(layers.shapes)
+    if count == 0:
+        raise ModelError(
+            f"--kv-cache-dtype {kv_cache_dtype}: no layer of this model can have quantised pages "
+            "(pages, and heads of a multiple of 8 elements, are needed); leave the flag out"
+        )
+    note = f"KV cache in {kv_cache_dtype}" + ("" if count == total else f": {count} of {total} layers")
+    return quantised, [note]
 
 
 def choose_layouts(layers: ModelLayers, kernels: Kernels) -> tuple[ModelLayers, tuple[KernelStatus, ...]]:

@@ -13,7 +13,8 @@ from vllm_mlx.runner.decode_inputs import DecodeInputs, DecodePlace
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace, Span
 from vllm_mlx.runner.kernels.check import Check, check_decode, pool_format
 from vllm_mlx.runner.kernels.decode import PagedAttention
-from vllm_mlx.runner.kernels.paging import PageKernels, PoolFormat
+from vllm_mlx.runner.kernels.paging import PageKernels
+from vllm_mlx.runner.kernels.pools import PoolFormat, empty_pools
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
 from vllm_mlx.runner.pages import SinglePageView
@@ -63,6 +64,8 @@ class WriteOrder:
 class KernelPool:
     """Keys and values of one layer, flat [heads x pages x PAGE_SIZE, dim], changed in place by kernels only.
 
+    Quantised pools have words in place of elements, and `scales` besides, [heads x pages, ...].
+
     Raises:
         ValueError: no kernel has this shape.
     """
@@ -75,18 +78,28 @@ class KernelPool:
         self.dtype = shape.dtype
         self.scale = variant.scale
         self.attention = kernels.decode(variant)
-        self._access = kernels.pages(pool_format(variant))
-        num_tokens = shape.heads * num_pages * PAGE_SIZE
-        self.keys = mx.zeros((num_tokens, shape.key_dim), shape.dtype)
-        self.values = mx.zeros((num_tokens, shape.value_dim), shape.dtype)
+        pools = pool_format(variant)
+        self._access = kernels.pages(pools)
+        self._raw = [(kernels.pages(raw), raw.page_size) for raw in pools.raw]
+        (self.keys, self.values), self.scales = empty_pools(pools, num_pages)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All that the pool is made of."""
+        return [self.keys, self.values, *(self.scales or ())]
+
+    @property
+    def rounds(self) -> bool:
+        """See LayerPool."""
+        return self.scales is not None
 
     def copy_pages(self, sources: mx.array, targets: mx.array) -> None:
-        """Copy whole pages inside the pool."""
-        keys, values = (
-            self._access.read(pool, sources[None], after=self.order.token) for pool in (self.keys, self.values)
-        )
-        slots = (targets[:, None] * PAGE_SIZE + mx.arange(PAGE_SIZE)[None]).reshape(-1).astype(mx.int32)
-        self._put(keys, values, slots)
+        """Copy whole pages inside the pool, as they are."""
+        pairs = [(self.keys, self.values), *([] if self.scales is None else [self.scales])]
+        for (access, page_size), pools in zip(self._raw, pairs, strict=True):
+            keys, values = (access.read(pool, sources[None], after=self.order.token) for pool in pools)
+            slots = (targets[:, None] * page_size + mx.arange(page_size)[None]).reshape(-1).astype(mx.int32)
+            self.order.token = access.write(*pools, keys, values, slots=slots, after=self.order.token)
 
     def write(self, place: SinglePlace, keys: mx.array, values: mx.array) -> None:
         """Store keys and values [1, heads, tokens, dim] where `place` says."""
@@ -99,15 +112,18 @@ class KernelPool:
     def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
         """Keys and values [1, heads, tokens, dim] of a span."""
         table, after = span.pages.within[None], self.order.token
+        scales = self.scales or (None, None)
         keys, values = (
-            self._access.read(pool, table, after=after)[:, :, span.skip : span.skip + span.length]
-            for pool in (self.keys, self.values)
+            self._access.read(pool, table, after=after, scales=scale)[:, :, span.skip : span.skip + span.length]
+            for pool, scale in zip((self.keys, self.values), scales, strict=True)
         )
         return keys, values
 
     def _put(self, keys: mx.array, values: mx.array, slots: mx.array) -> None:
         keys, values = keys.astype(self.dtype), values.astype(self.dtype)
-        self.order.token = self._access.write(self.keys, self.values, keys, values, slots=slots, after=self.order.token)
+        self.order.token = self._access.write(
+            self.keys, self.values, keys, values, slots=slots, after=self.order.token, scales=self.scales
+        )
 
 
 class KernelBatchView:
@@ -151,6 +167,7 @@ class KernelBatchView:
             starts=place.starts[pool.window],
             after=pool.order.token,
             sinks=sinks,
+            scales=pool.scales,
         )
         return out.astype(queries.dtype)
 
@@ -170,12 +187,12 @@ class KernelPages:
             num_slots=num_slots,
             max_pages=max_pages,
         )
-        mx.eval([pool.keys for pool in self.pools], [pool.values for pool in self.pools])
+        mx.eval([pool.arrays for pool in self.pools])
 
     @property
     def nbytes(self) -> int:
         """See PageStore."""
-        return sum(pool.keys.nbytes + pool.values.nbytes for pool in self.pools)
+        return sum(array.nbytes for pool in self.pools for array in pool.arrays)
 
     def ensure(self, page_id: int) -> None:
         """See PageStore."""
@@ -220,4 +237,5 @@ def decode_variant(shape: LayerShape) -> DecodeVariant:
         scale=shape.attention.scale,
         window=shape.spec.window,
         has_sinks=shape.attention.has_sinks,
+        bits=shape.bits,
     )

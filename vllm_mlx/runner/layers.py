@@ -15,6 +15,7 @@ import msgspec
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
+from vllm_mlx.runner.kernels.packing import Packing, packing_of
 
 PAGE_SIZE = 32
 
@@ -40,6 +41,21 @@ class LayerShape(msgspec.Struct, frozen=True):
     dtype: mx.Dtype | None = None
     attention: AttentionShape | None = None
     """How the layer attends, if its attention goes through the bound entry point."""
+    bits: int | None = None
+    """Of a stored element where its pages are quantised: 8 or 4."""
+
+    @property
+    def packing(self) -> Packing | None:
+        """How its pages are quantised, if they are."""
+        return None if self.bits is None else packing_of(self.bits, key_dim=self.key_dim, value_dim=self.value_dim)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token in its pages."""
+        packing, dims = self.packing, (self.key_dim, self.value_dim)
+        if packing is not None:
+            return self.heads * sum(packing.token_bytes(dim) for dim in dims)
+        return 0 if self.dtype is None else self.heads * sum(dims) * self.dtype.size
 
 
 class ModelLayers(msgspec.Struct, frozen=True):
@@ -73,13 +89,13 @@ class ModelLayers(msgspec.Struct, frozen=True):
         """The same layers with rows in place of pages."""
         return msgspec.structs.replace(self, shapes=tuple(_out_of_pages(shape) for shape in self.shapes))
 
+    def quantised(self, bits: int) -> ModelLayers:
+        """The same layers with quantised pages, where their heads divide into groups."""
+        return msgspec.structs.replace(self, shapes=tuple(_quantised(shape, bits) for shape in self.shapes))
+
     def cache_spec(self) -> CacheSpec:
         """What the engine needs to know."""
-        page_bytes = sum(
-            shape.heads * (shape.key_dim + shape.value_dim) * PAGE_SIZE * shape.dtype.size
-            for shape in self.shapes
-            if shape.spec.layout is Layout.PAGES and shape.dtype is not None
-        )
+        page_bytes = sum(shape.token_bytes for shape in self.paged) * PAGE_SIZE
         return CacheSpec(tuple(shape.spec for shape in self.shapes), PAGE_SIZE, page_bytes)
 
 
@@ -168,7 +184,17 @@ def _shares_keys(model: nn.Module, layers: ModelLayers, shapes: tuple[LayerShape
 def _out_of_pages(shape: LayerShape) -> LayerShape:
     if shape.spec.layout is not Layout.PAGES:
         return shape
-    return msgspec.structs.replace(shape, spec=LayerSpec(Layout.ROWS, shape.spec.window))
+    return msgspec.structs.replace(shape, spec=LayerSpec(Layout.ROWS, shape.spec.window), bits=None)
+
+
+def _quantised(shape: LayerShape, bits: int) -> LayerShape:
+    if shape.spec.layout is not Layout.PAGES:
+        return shape
+    try:
+        packing_of(bits, key_dim=shape.key_dim, value_dim=shape.value_dim)
+    except ValueError:
+        return shape
+    return msgspec.structs.replace(shape, bits=bits)
 
 
 def _holds_tokens(cache: Any) -> bool:

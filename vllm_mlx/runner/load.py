@@ -104,10 +104,12 @@ def _load(path: Path, config: Config, progress: ProgressCallback) -> _Loaded:
 def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress: ProgressCallback) -> Runner:
     model, model_layers, found, family, settings, notes = _load(path, config, progress)
     from vllm_mlx.runner import head
-    from vllm_mlx.runner.kernel_choice import choose_layouts
+    from vllm_mlx.runner.kernel_choice import choose_layouts, quantise_pages
     from vllm_mlx.runner.kernel_pages import Kernels
 
     head.keep_last_position(model, model_layers.vocab_size)
+    model_layers, more_notes = quantise_pages(model_layers, config.kv_cache_dtype)
+    notes = [*notes, *more_notes]
     statuses: tuple[KernelStatus, ...] = ()
     if kernels is None and found.is_gpu:
         kernels = Kernels(found.backend)

@@ -1,9 +1,10 @@
-"""Pages: one pool of keys and one of values per layer, and the views through which the models use them.
+"""Pages: a pool of keys and values per layer, and the views through which the models use them.
 
 A pool is [heads, pages, PAGE_SIZE, dim], kept flat as [heads x pages x PAGE_SIZE, dim]: one index per token makes
 the cheapest scatter. Heads come first so that neighbouring pages of a head lie side by side: a sequence whose pages
 follow each other is read in place, as a slice; any other is gathered with a single copy. Writes go into the pool in
-place: MLX donates the buffer, because nobody else holds it.
+place: MLX donates the buffer, because nobody else holds it. Quantised pools have words in place of elements, and two
+arrays more for the scales; what is read is computed back.
 """
 
 from __future__ import annotations
@@ -26,39 +27,59 @@ class Pool:
         self.window = shape.spec.window
         self.heads = shape.heads
         self.num_pages = num_pages
-        num_tokens = shape.heads * num_pages * PAGE_SIZE
-        self.keys = mx.zeros((num_tokens, shape.key_dim), shape.dtype)
-        self.values = mx.zeros((num_tokens, shape.value_dim), shape.dtype)
+        self._dtype = shape.dtype
+        self._packing = shape.packing
+        self.arrays = _empty(shape, shape.heads * num_pages * PAGE_SIZE)
+        """Keys and values, then their scales if they are quantised: [heads x pages x PAGE_SIZE, ...]."""
+
+    @property
+    def rounds(self) -> bool:
+        """See LayerPool."""
+        return self._packing is not None
 
     def grow(self, num_pages: int) -> None:
         """Make room for pages up to `num_pages`; their contents move along."""
-        self.keys, self.values = (self._grown(pool, num_pages) for pool in (self.keys, self.values))
+        self.arrays = [self._grown(pool, num_pages) for pool in self.arrays]
         self.num_pages = num_pages
 
     def copy_pages(self, sources: mx.array, targets: mx.array) -> None:
         """Copy whole pages inside the pool."""
         starts = mx.arange(self.heads)[:, None] * self.num_pages
         by_page = (self.heads * self.num_pages, PAGE_SIZE, -1)
-        for name in ("keys", "values"):
-            pages = getattr(self, name).reshape(by_page)
+        for i in range(len(self.arrays)):
+            pages = self.arrays[i].reshape(by_page)
             pages[starts + targets] = pages[starts + sources]
-            setattr(self, name, pages.reshape(self.heads * self.num_pages * PAGE_SIZE, -1))
+            self.arrays[i] = pages.reshape(self.heads * self.num_pages * PAGE_SIZE, -1)
 
     def write(self, place: SinglePlace | BatchPlace, keys: mx.array, values: mx.array) -> None:
         """Store keys and values [rows, heads, tokens, dim] where `place` says; rows or tokens are 1."""
         index = place.writes.of(self.heads, self.num_pages * PAGE_SIZE)
-        self.keys[index] = _by_head(keys)
-        self.values[index] = _by_head(values)
+        for pool, rows in zip(self.arrays, self._stored(_by_head(keys), _by_head(values)), strict=True):
+            pool[index] = rows
 
     def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
         """Keys and values [1, heads, tokens, dim] of a span."""
-        return self._read_span(self.keys, span), self._read_span(self.values, span)
+        return self._loaded([self._read_span(pool, span) for pool in self.arrays])
 
     def read_rectangle(self, rectangle: Rectangle) -> tuple[mx.array, mx.array]:
         """Keys and values [rows, heads, tokens, dim] of a rectangle."""
         if rectangle.span is not None:
             return self.read_span(rectangle.span)
-        return self._read_rectangle(self.keys, rectangle), self._read_rectangle(self.values, rectangle)
+        return self._loaded([self._read_rectangle(pool, rectangle) for pool in self.arrays])
+
+    def _stored(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """What goes into the arrays."""
+        if self._packing is None:
+            return [keys, values]
+        (key_words, key_scales), (value_words, value_scales) = self._packing.pack(keys), self._packing.pack(values)
+        return [key_words, value_words, key_scales, value_scales]
+
+    def _loaded(self, parts: list[mx.array]) -> tuple[mx.array, mx.array]:
+        """Keys and values of what was read from the arrays."""
+        if self._packing is None:
+            return parts[0], parts[1]
+        keys, values = (self._packing.unpack(parts[i], parts[i + 2], self._dtype) for i in (0, 1))
+        return keys, values
 
     def _grown(self, pool: mx.array, num_pages: int) -> mx.array:
         more = mx.zeros((self.heads, (num_pages - self.num_pages) * PAGE_SIZE, pool.shape[-1]), pool.dtype)
@@ -89,6 +110,11 @@ class LayerPool(Protocol):
     @property
     def window(self) -> int | None:
         """Tokens that the layer looks back."""
+        ...
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what is read is only near what was written: the pool is quantised."""
         ...
 
     def write(self, place: SinglePlace, keys: mx.array, values: mx.array) -> None:
@@ -150,7 +176,7 @@ class GrowingPages:
         self._num_pages = min(self._max_pages, max(page_id + 1, 2 * self._num_pages))
         for pool in self._pools:
             pool.grow(self._num_pages)
-            mx.eval(pool.keys, pool.values)  # layer by layer: one layer's copy is all the extra memory
+            mx.eval(pool.arrays)  # layer by layer: one layer's copy is all the extra memory
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """See PageStore."""
@@ -163,7 +189,7 @@ class GrowingPages:
 
     def written(self) -> list[mx.array]:
         """See PageStore."""
-        return [array for pool in self._pools for array in (pool.keys, pool.values)]
+        return [array for pool in self._pools for array in pool.arrays]
 
     def single_views(self, place: SinglePlace) -> list[Any]:
         """See PageStore."""
@@ -183,9 +209,13 @@ class SinglePageView:
         self.offset = place.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write [1, heads, tokens, dim] and return all that the chunk may look at."""
+        """Write [1, heads, tokens, dim] and return all that the chunk may look at.
+
+        Where pages are quantised, the chunk sees itself as others will see it, so that no result depends on where
+        chunks end or on what was found cached.
+        """
         self._pool.write(self._place, keys, values)
-        if self._place.start == 0:
+        if self._place.start == 0 and not self._pool.rounds:
             return keys, values
         return self._pool.read_span(self._place.span(self._pool.window))
 
@@ -237,6 +267,16 @@ class BatchPageView:
                 mx.fast.scaled_dot_product_attention(some, keys, values, scale=scale, mask=rectangle.mask, sinks=sinks)
             )
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)[place.original_order(window)]
+
+
+def _empty(shape: LayerShape, num_tokens: int) -> list[mx.array]:
+    """The arrays of a layer's pool, all zero."""
+    assert shape.dtype is not None
+    packing, dims = shape.packing, (shape.key_dim, shape.value_dim)
+    if packing is None:
+        return [mx.zeros((num_tokens, dim), shape.dtype) for dim in dims]
+    words = [mx.zeros((num_tokens, packing.words(dim)), mx.uint32) for dim in dims]
+    return words + [mx.zeros((num_tokens, packing.scales(dim)), mx.float16) for dim in dims]
 
 
 def _by_head(rows: mx.array) -> mx.array:

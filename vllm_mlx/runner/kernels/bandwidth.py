@@ -47,11 +47,18 @@ class Speed(msgspec.Struct, frozen=True):
     call_s: float
     num_bytes: int
     """Keys and values that a call has to read."""
+    num_tokens: int
+    """Whose keys and values these are."""
 
     @property
     def bytes_per_s(self) -> float:
         """Keys and values read per second."""
         return self.num_bytes / self.call_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens attended to per second, all their KV heads."""
+        return self.num_tokens / self.call_s
 
 
 def copy_bandwidth(backend: str, memory_bytes: int) -> float:
@@ -90,19 +97,30 @@ def decode_bandwidth(
     mx.eval(items, starts, slots, after)
 
     def attend(x: mx.array, pool: _Pool) -> mx.array:
-        order = {"items": items, "starts": starts, "slots": slots, "after": after}
-        return attention(x, pool.keys, pool.values, table=pool.table, sinks=sinks, **order)
+        return attention(
+            x,
+            pool.keys,
+            pool.values,
+            table=pool.table,
+            slots=slots,
+            items=items,
+            starts=starts,
+            after=after,
+            sinks=sinks,
+            scales=pool.scales,
+        )
 
     return _measure(variant, lengths, lambda: _chain(variant, queries, pools, attend, effort), effort)
 
 
 def library_bandwidth(variant: DecodeVariant, lengths: Sequence[int], *, effort: Effort = FULL) -> Speed | None:
-    """Speed of MLX's own attention, without a mask, on keys and values that lie in one piece.
+    """Speed of MLX's own attention, without a mask, on keys and values that lie in one piece and are not quantised.
 
     None where it needs a mask: rows of unequal lengths, a window, several queries; or does not know a soft cap.
     """
     if len(set(lengths)) != 1 or variant.window or variant.num_queries > 1 or variant.softcap is not None:
         return None
+    variant = msgspec.structs.replace(variant, bits=None)
     pools = [_whole_pool(variant, lengths, seed=seed) for seed in range(_num_pools(variant, lengths, effort))]
     queries, sinks = _queries(variant, len(lengths)), _sinks(variant)
 
@@ -116,9 +134,18 @@ def library_bandwidth(variant: DecodeVariant, lengths: Sequence[int], *, effort:
 
 
 def kv_bytes(variant: DecodeVariant, lengths: Sequence[int]) -> int:
-    """Size of the keys and values that rows of `lengths` tokens attend to."""
-    seen = [length if variant.window is None else min(length, variant.window) for length in lengths]
-    return sum(seen) * variant.kv_heads * (variant.key_dim + variant.value_dim) * ELEMENT_BYTES[variant.dtype]
+    """Size of the keys and values that rows of `lengths` tokens attend to, scales included."""
+    dims, packing = (variant.key_dim, variant.value_dim), variant.packing
+    if packing is None:
+        token_bytes = sum(dims) * ELEMENT_BYTES[variant.dtype]
+    else:
+        token_bytes = sum(packing.token_bytes(dim) for dim in dims)
+    return num_seen(variant, lengths) * variant.kv_heads * token_bytes
+
+
+def num_seen(variant: DecodeVariant, lengths: Sequence[int]) -> int:
+    """Tokens that rows of `lengths` tokens attend to."""
+    return sum(length if variant.window is None else min(length, variant.window) for length in lengths)
 
 
 class _Pool(NamedTuple):
@@ -126,6 +153,8 @@ class _Pool(NamedTuple):
     values: mx.array
     table: mx.array
     """Pages int32 [rows, pages]; of no use where keys and values lie in one piece."""
+    scales: tuple[mx.array, mx.array] | None = None
+    """Of quantised keys and values."""
 
 
 def _num_pools(variant: DecodeVariant, lengths: Sequence[int], effort: Effort) -> int:
@@ -141,7 +170,7 @@ def _paged_pool(variant: DecodeVariant, lengths: Sequence[int], *, seed: int) ->
         table[row, : len(own)] = own
     num_tokens = variant.kv_heads * (1 + sum(counts)) * variant.page_size
     shapes = [(num_tokens, dim) for dim in (variant.key_dim, variant.value_dim)]
-    return _random_pool(variant, shapes, mx.array(table), seed=seed)
+    return _quantised(variant, _random_pool(variant, shapes, mx.array(table), seed=seed))
 
 
 def _whole_pool(variant: DecodeVariant, lengths: Sequence[int], *, seed: int) -> _Pool:
@@ -154,6 +183,16 @@ def _random_pool(variant: DecodeVariant, shapes: Sequence[tuple[int, ...]], tabl
     keys, values = (_random(variant, shape, key=key) for shape, key in zip(shapes, two, strict=True))
     mx.eval(keys, values, table)
     return _Pool(keys, values, table)
+
+
+def _quantised(variant: DecodeVariant, pool: _Pool) -> _Pool:
+    """The same pool in the variant's packing."""
+    packing = variant.packing
+    if packing is None:
+        return pool
+    (keys, key_scales), (values, value_scales) = packing.pack(pool.keys), packing.pack(pool.values)
+    mx.eval(keys, values, key_scales, value_scales)
+    return _Pool(keys, values, pool.table, (key_scales, value_scales))
 
 
 def _queries(variant: DecodeVariant, rows: int) -> mx.array:
@@ -198,7 +237,7 @@ def _measure(
     variant: DecodeVariant, lengths: Sequence[int], build: Callable[[], list[mx.array]], effort: Effort
 ) -> Speed:
     call_s = _best_of(build, num_rounds=effort.num_rounds) / effort.num_calls
-    return Speed(call_s, kv_bytes(variant, lengths))
+    return Speed(call_s, kv_bytes(variant, lengths), num_seen(variant, lengths))
 
 
 def _best_of(build: Callable[[], list[mx.array]], *, num_rounds: int) -> float:

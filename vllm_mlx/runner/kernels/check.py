@@ -5,7 +5,7 @@ A kernel that does not compile, or whose result differs, is not used: an unteste
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import msgspec
@@ -13,8 +13,9 @@ import numpy as np
 
 from vllm_mlx.runner.kernels import reference
 from vllm_mlx.runner.kernels.decode import PagedAttention
-from vllm_mlx.runner.kernels.paging import PageKernels, PoolFormat
+from vllm_mlx.runner.kernels.paging import PageKernels
 from vllm_mlx.runner.kernels.plan import PADDED, num_items, plan_items
+from vllm_mlx.runner.kernels.pools import PoolFormat, empty_pools
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 6e-3}
@@ -47,7 +48,9 @@ def check_decode(variant: DecodeVariant, backend: str) -> Check:
 
 def pool_format(variant: DecodeVariant) -> PoolFormat:
     """The pools that a variant reads."""
-    return PoolFormat(variant.kv_heads, variant.key_dim, variant.value_dim, variant.dtype, variant.page_size)
+    return PoolFormat(
+        variant.kv_heads, variant.key_dim, variant.value_dim, variant.dtype, variant.page_size, variant.bits
+    )
 
 
 def _decode_error(variant: DecodeVariant, backend: str) -> float:
@@ -62,34 +65,93 @@ def _decode_error(variant: DecodeVariant, backend: str) -> float:
         )
         for dim in (variant.key_dim, variant.value_dim)
     )
-    # Every token of every page is written by the kernel, from a source in another order.
-    pools = [mx.zeros((array.shape[0] * array.shape[1], array.shape[2]), dtype) for array in (keys, values)]
-    mx.eval(pools)
-    order = random.permutation(num_pages * variant.page_size).astype(np.int32)
-    sources = [array[:, mx.array(order)][None] for array in (keys, values)]
-    after = paging.write(*pools, *sources, slots=mx.array(order), after=mx.zeros((1,), mx.int32))
-    table = mx.array(np.arange(num_pages, dtype=np.int32)[None])
-    reads = [paging.read(pool, table, after=after) for pool in pools]
-    if not all(mx.array_equal(read[0], array).item() for read, array in zip(reads, (keys, values), strict=True)):
+    stored = _write(variant, paging, keys, values, random)
+    if stored is None:
         return float("inf")
     shape = (len(POSITIONS), variant.heads, variant.num_queries, variant.key_dim)
     queries = mx.array(random.standard_normal(shape, np.float32)).astype(dtype)
     sinks = mx.array(random.standard_normal(variant.heads, np.float32)).astype(dtype) if variant.has_sinks else None
-    out = _run(variant, backend, queries, pools, pages, after, sinks).astype(mx.float32)
-    flat = [array.reshape(-1, array.shape[-1]) for array in (keys, values)]
+    out = _run(variant, backend, queries, stored, pages, sinks).astype(mx.float32)
+    flat = [array.reshape(-1, array.shape[-1]) for array in stored.contents]
     expected = reference.attention(variant, queries, *flat, tables=pages, positions=POSITIONS, sinks=sinks)
     difference = mx.linalg.norm((out - expected).reshape(-1)) / mx.linalg.norm(expected.reshape(-1))
     error: Any = difference.item()
     return float(error)
 
 
+class _Stored(NamedTuple):
+    """Pools that were written by a kernel."""
+
+    pools: tuple[mx.array, mx.array]
+    scales: tuple[mx.array, mx.array] | None
+    contents: tuple[mx.array, mx.array]
+    """Keys and values [heads, tokens, dim] as they are found in there."""
+    after: mx.array
+
+
+def _write(
+    variant: DecodeVariant, paging: PageKernels, keys: mx.array, values: mx.array, random: np.random.Generator
+) -> _Stored | None:
+    """Write every token of every page, from a source in another order; None if it does not read back."""
+    formats, num_tokens = pool_format(variant), keys.shape[1]
+    pools, scales = empty_pools(formats, num_tokens // variant.page_size)
+    mx.eval(pools, scales or ())
+    order = random.permutation(num_tokens).astype(np.int32)
+    sources = [array[:, mx.array(order)][None] for array in (keys, values)]
+    none = mx.zeros((1,), mx.int32)
+    after = paging.write(*pools, *sources, slots=mx.array(order), after=none, scales=scales)
+    table = mx.array(np.arange(num_tokens // variant.page_size, dtype=np.int32)[None])
+    reads = [
+        paging.read(pool, table, after=after, scales=scale)[0]
+        for pool, scale in zip(pools, scales or (None, None), strict=True)
+    ]
+    mx.eval(reads)
+    if scales is None:
+        is_right = all(mx.array_equal(read, array).item() for read, array in zip(reads, (keys, values), strict=True))
+        return _Stored(pools, None, (keys, values), after) if is_right else None
+    contents = _unpacked(formats, pools, scales)
+    is_right = all(
+        _is_near(read, found) and _is_quantised(array, found, formats)
+        for read, array, found in zip(reads, (keys, values), contents, strict=True)
+    )
+    return _Stored(pools, scales, contents, after) if is_right else None
+
+
+def _unpacked(
+    formats: PoolFormat, pools: tuple[mx.array, mx.array], scales: tuple[mx.array, mx.array]
+) -> tuple[mx.array, mx.array]:
+    """What plain operations find in pools, float32 [heads, tokens, dim]."""
+    packing = formats.packing
+    assert packing is not None
+    by_head = [
+        packing.unpack(pool, scale.reshape(pool.shape[0], -1), mx.float32).reshape(formats.kv_heads, -1, dim)
+        for pool, scale, dim in zip(pools, scales, (formats.key_dim, formats.value_dim), strict=True)
+    ]
+    return by_head[0], by_head[1]
+
+
+def _is_near(read: mx.array, found: mx.array) -> bool:
+    """Whether a kernel read what is there, as near as its type is."""
+    limit = {mx.float32: 1e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3}[read.dtype]
+    return bool(mx.all(mx.abs(read.astype(mx.float32) - found) <= limit * (1 + mx.abs(found))).item())
+
+
+def _is_quantised(array: mx.array, found: mx.array, formats: PoolFormat) -> bool:
+    """Whether all elements are at most a little more than half a step of their group away."""
+    packing = formats.packing
+    assert packing is not None
+    groups, near = (each.astype(mx.float32).reshape(*array.shape[:2], -1, packing.group) for each in (array, found))
+    low, high = mx.min(groups, axis=-1, keepdims=True), mx.max(groups, axis=-1, keepdims=True)
+    step = mx.maximum(-low, high) / 127 if packing.bits == 8 else (high - low) / 15
+    return bool(mx.all(mx.abs(groups - near) <= 0.52 * step + 4e-3).item())
+
+
 def _run(
     variant: DecodeVariant,
     backend: str,
     queries: mx.array,
-    pools: list[mx.array],
+    stored: _Stored,
     pages: list[list[int]],
-    after: mx.array,
     sinks: mx.array | None,
 ) -> mx.array:
     slots = np.arange(len(pages), dtype=np.int32)[::-1].copy()
@@ -105,13 +167,14 @@ def _run(
     )
     return PagedAttention(variant, backend)(
         queries,
-        *pools,
+        *stored.pools,
         table=mx.array(table),
         slots=mx.array(slots),
         items=mx.array(plan.items),
         starts=mx.array(plan.starts),
-        after=after,
+        after=stored.after,
         sinks=sinks,
+        scales=stored.scales,
     )
 
 
@@ -131,6 +194,7 @@ def _describe(variant: DecodeVariant) -> str:
         f"window {variant.window}" if variant.window else "",
         "sinks" if variant.has_sinks else "",
         f"{variant.num_queries} queries" if variant.num_queries > 1 else "",
+        f"int{variant.bits} pages" if variant.bits else "",
     ]
     words = [f"decode {dims}", f"{variant.heads}/{variant.kv_heads} heads", variant.dtype, *filter(None, extras)]
     return ", ".join(words)

@@ -23,7 +23,7 @@ class PagedAttention:
         self._decode = build(
             "paged_decode",
             source.decode_text(variant, self._layout, backend),
-            inputs=source.DECODE_INPUTS,
+            inputs=(*source.DECODE_INPUTS, *(source.SCALE_INPUTS if variant.bits else ())),
             outputs=source.DECODE_OUTPUTS,
             backend=backend,
         )
@@ -47,10 +47,12 @@ class PagedAttention:
         starts: mx.array,
         after: mx.array,
         sinks: mx.array | None = None,
+        scales: tuple[mx.array, mx.array] | None = None,
     ) -> mx.array:
         """Attention [rows, heads, num_queries, value_dim] of `queries` [rows, heads, num_queries, key_dim].
 
-        `keys` and `values` are pools [kv_heads x pages x page_size, dim]; `table` int32 [slots, pages] is the
+        `keys` and `values` are pools [kv_heads x pages x page_size, dim], or of words where they are quantised, with
+        the `scales` of both; `table` int32 [slots, pages] is the
         page table of every slot, `slots` int32 [rows] says whose row it is; `items` and `starts` as in `DecodePlan`.
         The keys and values of the queries themselves are in the pools already: `after` is the token of their write.
         """
@@ -58,7 +60,7 @@ class PagedAttention:
         rows, num_items = queries.shape[0], items.shape[0]
         vectors = variant.heads * variant.num_queries
         partial, stats = self._decode(
-            inputs=[queries, keys, values, table, slots, items, after],
+            inputs=[queries, keys, values, table, slots, items, after, *(scales or ())],
             output_shapes=[(num_items, vectors, variant.value_dim), (num_items, vectors, 2)],
             output_dtypes=[mx.float32, mx.float32],
             grid=(num_items * layout.threads, variant.kv_heads * layout.query_blocks, 1),

@@ -25,6 +25,9 @@ CUDA_PRELUDE = r"""
 #define EXP2(x) exp2f(x)
 #define TANH(x) tanhf(x)
 #define MAX(a, b) fmaxf(a, b)
+#define MIN(a, b) fminf(a, b)
+#define RINT(x) rintf(x)
+#define LOWEST_BYTE_OF_2_TO_23(word, byte) __byte_perm(word, 0x4b000000u, 0x7440 | (byte))
 #define TYPE_float32 float
 #define TYPE_float16 __half
 #define TYPE_bfloat16 __nv_bfloat16
@@ -46,6 +49,9 @@ using namespace metal;
 #define EXP2(x) exp2(x)
 #define TANH(x) precise::tanh(x)
 #define MAX(a, b) fmax(a, b)
+#define MIN(a, b) fmin(a, b)
+#define RINT(x) rint(x)
+#define LOWEST_BYTE_OF_2_TO_23(word, byte) (((word) >> 8 * (byte) & 0xffu) | 0x4b000000u)
 #define TYPE_float32 float
 #define TYPE_float16 half
 #define TYPE_bfloat16 bfloat16_t
@@ -63,8 +69,8 @@ METAL_OPENING = r"""
   const int block_x = threadgroup_position_in_grid.x, block_y = threadgroup_position_in_grid.y;
 """
 
-# Chunks are loaded as words and unpacked to floats: two elements per word of 16-bit types, in memory order.
-UNPACK = r"""
+# Keys and values are loaded in chunks of words.
+CHUNK = r"""
 #if CHUNK_WORDS == 4
 typedef uint4 Chunk;
 #define WORDS(chunk) {chunk.x, chunk.y, chunk.z, chunk.w}
@@ -75,6 +81,12 @@ typedef uint2 Chunk;
 typedef unsigned int Chunk;
 #define WORDS(chunk) {chunk}
 #endif
+"""
+
+# Chunks are unpacked to floats: two elements per word of 16-bit types, in memory order.
+UNPACK = (
+    CHUNK
+    + r"""
 INLINE void unpack(Chunk chunk, THREAD float* elements) {
   const unsigned int words[CHUNK_WORDS] = WORDS(chunk);
   UNROLL for (int i = 0; i < CHUNK_WORDS; ++i) {
@@ -91,6 +103,43 @@ INLINE void unpack(Chunk chunk, THREAD float* elements) {
   }
 }
 """
+)
+
+# Quantised elements become floats without a conversion: an integer in the low bits of the number 2^23 adds itself to
+# it. Of 4 bits, element i comes out 16^(i % 4) times too large, which saves shifts; FACTOR(i) takes it back, where that
+# is cheap. Meta is what a group has besides its elements.
+UNPACK_PACKED = (
+    CHUNK
+    + r"""
+#if BITS == 8
+typedef TYPE_float16 Meta;
+#define META_SCALE(meta) float(meta)
+#define FACTOR(i) 1.f
+#else
+typedef unsigned int Meta;
+#define META_SCALE(meta) halves(meta).x
+#define META_BIAS(meta) halves(meta).y
+#define FACTOR(i) (1.f / float(1 << 4 * ((i) % 4)))
+#endif
+INLINE void unpack(Chunk chunk, THREAD float* elements) {
+  const unsigned int words[CHUNK_WORDS] = WORDS(chunk);
+  UNROLL for (int i = 0; i < CHUNK_WORDS; ++i) {
+#if BITS == 8
+    UNROLL for (int b = 0; b < 4; ++b) {
+      elements[4 * i + b] = AS_FLOAT(LOWEST_BYTE_OF_2_TO_23(words[i], b)) - 8388736.f;
+    }
+#else
+    UNROLL for (int h = 0; h < 2; ++h) {
+      const unsigned int half_word = words[i] >> 16 * h;
+      UNROLL for (int n = 0; n < 4; ++n) {
+        elements[8 * i + 4 * h + n] = AS_FLOAT((half_word & (0xfu << 4 * n)) | 0x4b000000u) - 8388608.f;
+      }
+    }
+#endif
+  }
+}
+"""
+)
 
 
 def header(dtype: str, backend: str, constants: Mapping[str, int | str], functions: str = "") -> str:

@@ -9,10 +9,10 @@ an input, `after`, which puts it behind the write on the device.
 from __future__ import annotations
 
 import mlx.core as mx
-import msgspec
 
+from vllm_mlx.runner.kernels import packed_paging
 from vllm_mlx.runner.kernels.dialect import UNPACK, build, header, opening
-from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES
+from vllm_mlx.runner.kernels.pools import PoolFormat
 
 THREADS = 256
 
@@ -51,37 +51,10 @@ READ_BODY = r"""
 """
 
 
-class PoolFormat(msgspec.Struct, frozen=True):
-    """What pools of one kind look like: keys [kv_heads x pages x page_size, key_dim], values alike."""
-
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    dtype: str
-    page_size: int
-
-    @property
-    def chunk_words(self) -> int:
-        """32-bit words that a thread moves at once.
-
-        Raises:
-            ValueError: a token is no whole number of words, or the type is unknown.
-        """
-        if self.dtype not in ELEMENT_BYTES:
-            raise ValueError(f"no page kernels for {self.dtype}")
-        sizes = [dim * ELEMENT_BYTES[self.dtype] for dim in (self.key_dim, self.value_dim)]
-        for words in (4, 2, 1):
-            if not any(size % (4 * words) for size in sizes):
-                return words
-        raise ValueError(f"no page kernels for heads of {self.key_dim} and {self.value_dim} elements")
-
-    def chunks(self, dim: int) -> int:
-        """Chunks of a token of `dim` elements."""
-        return dim * ELEMENT_BYTES[self.dtype] // (4 * self.chunk_words)
-
-
 def write_text(pools: PoolFormat, backend: str) -> tuple[str, str]:
     """Header and body of the write kernel."""
+    if pools.packing is not None:
+        return packed_paging.write_text(pools, pools.packing, backend, threads=THREADS)
     constants = {
         "CHUNK_WORDS": pools.chunk_words,
         "KEY_CHUNKS": pools.chunks(pools.key_dim),
@@ -94,6 +67,8 @@ def write_text(pools: PoolFormat, backend: str) -> tuple[str, str]:
 
 def read_text(pools: PoolFormat, dim: int, backend: str) -> tuple[str, str]:
     """Header and body of the kernel that reads pages with `dim` elements per token."""
+    if pools.packing is not None:
+        return packed_paging.read_text(pools, pools.packing, backend, dim=dim, threads=THREADS)
     constants = {
         "CHUNK_WORDS": pools.chunk_words,
         "CHUNKS": pools.chunks(dim),
@@ -113,11 +88,15 @@ class PageKernels:
 
     def __init__(self, pools: PoolFormat, backend: str) -> None:
         self.pools = pools
+        self._packing = pools.packing
+        is_packed = self._packing is not None
+        write_inputs = (*WRITE_INPUTS, *(("key_scales", "value_scales") if is_packed else ()))
+        read_inputs = (*READ_INPUTS, *(("scales",) if is_packed else ()))
         text = write_text(pools, backend)
-        self._write = build("write_tokens", text, inputs=WRITE_INPUTS, outputs=("done",), backend=backend)
+        self._write = build("write_tokens", text, inputs=write_inputs, outputs=("done",), backend=backend)
         self._read = {
             dim: build(
-                "read_pages", read_text(pools, dim, backend), inputs=READ_INPUTS, outputs=("out",), backend=backend
+                "read_pages", read_text(pools, dim, backend), inputs=read_inputs, outputs=("out",), backend=backend
             )
             for dim in {pools.key_dim, pools.value_dim}
         }
@@ -131,13 +110,15 @@ class PageKernels:
         *,
         slots: mx.array,
         after: mx.array,
+        scales: tuple[mx.array, mx.array] | None = None,
     ) -> mx.array:
-        """Write keys and values [rows, heads, tokens, dim] to `slots` int32 [rows x tokens]; returns the new token."""
-        pools, tokens = self.pools, keys.shape[0] * keys.shape[2]
-        per_token = pools.chunks(pools.key_dim) + pools.chunks(pools.value_dim)
-        num_threads = tokens * pools.kv_heads * per_token
+        """Write keys and values [rows, heads, tokens, dim] to `slots` int32 [rows x tokens]; returns the new token.
+
+        `scales` are those of quantised pools, and change with them.
+        """
+        num_threads = keys.shape[0] * keys.shape[2] * self.pools.kv_heads * self._threads_per_token
         (done,) = self._write(
-            inputs=[key_pool, value_pool, keys, values, slots, after],
+            inputs=[key_pool, value_pool, keys, values, slots, after, *(scales or ())],
             output_shapes=[(1,)],
             output_dtypes=[mx.int32],
             grid=(-(-num_threads // THREADS) * THREADS, 1, 1),
@@ -146,18 +127,30 @@ class PageKernels:
         result: mx.array = done
         return result
 
-    def read(self, pool: mx.array, table: mx.array, *, after: mx.array) -> mx.array:
-        """The pages `table` int32 [rows, pages] of a pool: [rows, heads, pages x page_size, dim]."""
-        pools, dim = self.pools, pool.shape[-1]
+    def read(self, pool: mx.array, table: mx.array, *, after: mx.array, scales: mx.array | None = None) -> mx.array:
+        """The pages `table` int32 [rows, pages] of a pool: [rows, heads, pages x page_size, dim].
+
+        A quantised pool is read with its `scales`, and comes back in the format's type.
+        """
+        pools, packing, dim, dtype = self.pools, self._packing, pool.shape[-1], pool.dtype
+        if packing is not None:
+            dim, dtype = dim * 32 // packing.bits, getattr(mx, pools.dtype)
+        per_token = pools.chunks(dim) if packing is None else dim // packed_paging.PER_THREAD
         rows, num_pages = table.shape
-        shape = (rows, pools.kv_heads, num_pages * pools.page_size, dim)
-        num_threads = rows * pools.kv_heads * num_pages * pools.page_size * pools.chunks(dim)
+        num_threads = rows * pools.kv_heads * num_pages * pools.page_size * per_token
         (out,) = self._read[dim](
-            inputs=[pool, table, after],
-            output_shapes=[shape],
-            output_dtypes=[pool.dtype],
+            inputs=[pool, table, after, *(() if scales is None else (scales,))],
+            output_shapes=[(rows, pools.kv_heads, num_pages * pools.page_size, dim)],
+            output_dtypes=[dtype],
             grid=(-(-num_threads // THREADS) * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),
         )
         result: mx.array = out
         return result
+
+    @property
+    def _threads_per_token(self) -> int:
+        pools, packing = self.pools, self._packing
+        if packing is None:
+            return pools.chunks(pools.key_dim) + pools.chunks(pools.value_dim)
+        return (pools.key_dim + pools.value_dim) // packing.group * packed_paging.lanes_of(packing)

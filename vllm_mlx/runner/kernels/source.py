@@ -8,8 +8,8 @@ exponentials are powers of two.
 
 from __future__ import annotations
 
-from vllm_mlx.runner.kernels.dialect import UNPACK, header, literal, opening
-from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES, DecodeGeometry, DecodeVariant
+from vllm_mlx.runner.kernels.dialect import UNPACK, UNPACK_PACKED, header, literal, opening
+from vllm_mlx.runner.kernels.variant import DecodeGeometry, DecodeVariant
 
 LOG2_E = 1.4426950408889634
 COMBINE_WARPS = 8
@@ -17,6 +17,8 @@ COMBINE_BATCH = 2
 """Items that a warp has under way at once."""
 
 DECODE_INPUTS = ("queries", "keys", "values", "table", "slots", "items", "after")
+SCALE_INPUTS = ("key_scales", "value_scales")
+"""Inputs besides these where pools are quantised."""
 DECODE_OUTPUTS = ("partial", "stats")
 COMBINE_INPUTS = ("partial", "stats", "starts")
 COMBINE_OUTPUTS = ("out",)
@@ -34,14 +36,33 @@ DECODE_BODY = r"""
   const int lowest = WINDOW > 0 ? max(begin, position + 1 - WINDOW) : begin;
 
   float query[VECTORS][KEY_DIMS], acc[VECTORS][VALUE_DIMS], top[VECTORS], sum[VECTORS];
+#if BITS == 4
+  // What the groups' biases add: to a score by the sum of the queries, to the output of all elements alike.
+  float query_sums[VECTORS][KEY_CHUNKS], added[VECTORS][VALUE_CHUNKS];
+#endif
   UNROLL for (int v = 0; v < VECTORS; ++v) {
     const int vector = min(first_vector + v, KV_VECTORS - 1);
     const size_t at = (size_t(row) * KV_HEADS + kv_head) * KV_VECTORS + vector;
+#if BITS
+    UNROLL for (int i = 0; i < KEY_DIMS; ++i) {
+      const int element = (i / PER_CHUNK * LANES + part) * PER_CHUNK + i % PER_CHUNK;
+      query[v][i] = float(queries[at * KEY_DIM + element]) * QUERY_SCALE;
+    }
+#else
     UNROLL for (int c = 0; c < KEY_CHUNKS; ++c) {
       const Chunk chunk = *(const DEVICE Chunk*)(queries + at * KEY_DIM + (c * LANES + part) * PER_CHUNK);
       unpack(chunk, query[v] + c * PER_CHUNK);
     }
     UNROLL for (int i = 0; i < KEY_DIMS; ++i) query[v][i] *= QUERY_SCALE;
+#endif
+#if BITS == 4
+    UNROLL for (int c = 0; c < KEY_CHUNKS; ++c) query_sums[v][c] = 0.f;
+    UNROLL for (int i = 0; i < KEY_DIMS; ++i) {
+      query_sums[v][i / PER_CHUNK] += query[v][i];
+      query[v][i] *= FACTOR(i);
+    }
+    UNROLL for (int c = 0; c < VALUE_CHUNKS; ++c) added[v][c] = 0.f;
+#endif
     UNROLL for (int i = 0; i < VALUE_DIMS; ++i) acc[v][i] = 0.f;
     top[v] = LEAST;
     sum[v] = 0.f;
@@ -51,14 +72,25 @@ DECODE_BODY = r"""
     // A stride of tokens lies in one page. Tokens outside the item are read as its nearest own token and weigh nothing.
     const size_t page_start = head_start + size_t(table[table_row + base / PAGE]) * PAGE;
     Chunk key_chunks[UNROLLED][KEY_CHUNKS], value_chunks[UNROLLED][VALUE_CHUNKS];
+#if BITS
+    Meta key_meta[UNROLLED][KEY_CHUNKS], value_meta[UNROLLED][VALUE_CHUNKS];
+#endif
     UNROLL for (int u = 0; u < UNROLLED; ++u) {
       const int token = max(lowest, min(end - 1, base + u * SLOTS + slot));
       const size_t at = page_start + token % PAGE;
       UNROLL for (int c = 0; c < KEY_CHUNKS; ++c) {
-        key_chunks[u][c] = *(const DEVICE Chunk*)(keys + at * KEY_DIM + (c * LANES + part) * PER_CHUNK);
+        key_chunks[u][c] = *(const DEVICE Chunk*)(keys + at * KEY_STEP + (c * LANES + part) * CHUNK_STEP);
+#if BITS
+        const int group = (c * LANES + part) * PER_CHUNK / GROUP;
+        key_meta[u][c] = ((const DEVICE Meta*)key_scales)[at * (KEY_DIM / GROUP) + group];
+#endif
       }
       UNROLL for (int c = 0; c < VALUE_CHUNKS; ++c) {
-        value_chunks[u][c] = *(const DEVICE Chunk*)(values + at * VALUE_DIM + (c * LANES + part) * PER_CHUNK);
+        value_chunks[u][c] = *(const DEVICE Chunk*)(values + at * VALUE_STEP + (c * LANES + part) * CHUNK_STEP);
+#if BITS
+        const int group = (c * LANES + part) * PER_CHUNK / GROUP;
+        value_meta[u][c] = ((const DEVICE Meta*)value_scales)[at * (VALUE_DIM / GROUP) + group];
+#endif
       }
     }
     float weight[VECTORS][UNROLLED];
@@ -67,7 +99,18 @@ DECODE_BODY = r"""
       UNROLL for (int c = 0; c < KEY_CHUNKS; ++c) unpack(key_chunks[u][c], key + c * PER_CHUNK);
       UNROLL for (int v = 0; v < VECTORS; ++v) {
         float score = 0.f;
+#if BITS
+        UNROLL for (int c = 0; c < KEY_CHUNKS; ++c) {
+          float part_score = 0.f;
+          UNROLL for (int i = 0; i < PER_CHUNK; ++i) part_score += query[v][c * PER_CHUNK + i] * key[c * PER_CHUNK + i];
+          score += META_SCALE(key_meta[u][c]) * part_score;
+#if BITS == 4
+          score += META_BIAS(key_meta[u][c]) * query_sums[v][c];
+#endif
+        }
+#else
         UNROLL for (int i = 0; i < KEY_DIMS; ++i) score += query[v][i] * key[i];
+#endif
         weight[v][u] = score;
       }
     }
@@ -93,15 +136,33 @@ DECODE_BODY = r"""
         sum[v] += weight[v][u];
       }
       UNROLL for (int i = 0; i < VALUE_DIMS; ++i) acc[v][i] *= keep;
+#if BITS == 4
+      UNROLL for (int c = 0; c < VALUE_CHUNKS; ++c) added[v][c] *= keep;
+#endif
     }
     UNROLL for (int u = 0; u < UNROLLED; ++u) {
       float value[VALUE_DIMS];
       UNROLL for (int c = 0; c < VALUE_CHUNKS; ++c) unpack(value_chunks[u][c], value + c * PER_CHUNK);
       UNROLL for (int v = 0; v < VECTORS; ++v) {
+#if BITS
+        UNROLL for (int c = 0; c < VALUE_CHUNKS; ++c) {
+          const float share = weight[v][u] * META_SCALE(value_meta[u][c]);
+          UNROLL for (int i = 0; i < PER_CHUNK; ++i) acc[v][c * PER_CHUNK + i] += share * value[c * PER_CHUNK + i];
+#if BITS == 4
+          added[v][c] += weight[v][u] * META_BIAS(value_meta[u][c]);
+#endif
+        }
+#else
         UNROLL for (int i = 0; i < VALUE_DIMS; ++i) acc[v][i] += weight[v][u] * value[i];
+#endif
       }
     }
   }
+#if BITS == 4
+  UNROLL for (int v = 0; v < VECTORS; ++v) {
+    UNROLL for (int i = 0; i < VALUE_DIMS; ++i) acc[v][i] = acc[v][i] * FACTOR(i) + added[v][i / PER_CHUNK];
+  }
+#endif
 
   // Join the slots of the warp, then the warps of the block.
   SHARED float warp_top[WARPS][VECTORS], warp_sum[WARPS][VECTORS], warp_acc[WARPS][VALUE_DIM];
@@ -211,11 +272,17 @@ COMBINE_BODY = r"""
 
 def decode_text(variant: DecodeVariant, layout: DecodeGeometry, backend: str) -> tuple[str, str]:
     """Header and body of the kernel that computes items; `backend` is 'metal' or 'cuda'."""
-    per_chunk = layout.chunk_words * 4 // ELEMENT_BYTES[variant.dtype]
+    per_chunk = variant.per_word * layout.chunk_words
+    per_step = 1 if variant.packing is None else variant.per_word  # elements per item of the pool's array
     query_scale = variant.scale * LOG2_E if variant.softcap is None else variant.scale / variant.softcap
     constants: dict[str, int | str] = {
+        "BITS": variant.bits or 0,
+        "GROUP": variant.packing.group if variant.packing else 0,
         "CHUNK_WORDS": layout.chunk_words,
         "PER_CHUNK": per_chunk,
+        "CHUNK_STEP": per_chunk // per_step,
+        "KEY_STEP": variant.key_dim // per_step,
+        "VALUE_STEP": variant.value_dim // per_step,
         "LANES": layout.lanes,
         "SLOTS": layout.slots,
         "UNROLLED": layout.unroll,
@@ -237,7 +304,8 @@ def decode_text(variant: DecodeVariant, layout: DecodeGeometry, backend: str) ->
         "QUERY_SCALE": literal(query_scale),
         **({} if variant.softcap is None else {"SOFTCAP": literal(variant.softcap * LOG2_E)}),
     }
-    return header(variant.dtype, backend, constants, UNPACK), opening(backend) + DECODE_BODY
+    functions = UNPACK if variant.packing is None else UNPACK_PACKED
+    return header(variant.dtype, backend, constants, functions), opening(backend) + DECODE_BODY
 
 
 def combine_text(variant: DecodeVariant, backend: str) -> tuple[str, str]:
