@@ -207,7 +207,7 @@ def test_space_of_others_is_left_to_them(make_tier: MakeTier, monkeypatch: pytes
     assert not tier.save(B, b"two")
     stats = tier.stats()
     assert (stats.num_refused, stats.is_writable) == ({"low_space": 1, "paused": 1}, False)
-    assert stats.problem == "less than 0.001 GB would be left on the disk"
+    assert stats.problem == "the disk is full, but for the 0.001 GB that are left to others"
     monkeypatch.setattr(BlobFolder, "free_bytes", lambda self: 2_000_000)
     clock.now += 5
     tier.keep({A: b"one"})

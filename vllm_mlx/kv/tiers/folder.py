@@ -1,6 +1,6 @@
 """The folder of a tier: where files lie, and how they are written, read, found and deleted.
 
-    DIR/<model and key: 32 hex digits>/<2 hex digits>/<name: 32 hex digits>.<kind>
+Layout: DIR/<model and key: 32 hex digits>/<2 hex digits>/<name: 32 hex digits>.<kind>
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +57,12 @@ class BlobFolder:
         """Whether a file is this model's."""
         return path.startswith(f"{self._model}/")
 
+    def prepare(self, path: str) -> None:
+        """Make the folders above a file, closed to other users."""
+        shard = (self._root / path).parent
+        for parent in (self._root, shard.parent, shard):  # one by one: `mode` is for the last only
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def write(self, path: str, parts: Iterable[bytes | memoryview]) -> int:
         """Write a file that is there as a whole or not at all, even if this process is killed; returns its date.
 
@@ -65,8 +72,6 @@ class BlobFolder:
         target = self._root / path
         temporary = target.with_name(f"{target.name}.{os.urandom(8).hex()}.tmp")
         now_ns = int(self._clock() * 1e9)
-        for parent in (self._root, target.parent.parent, target.parent):  # one by one: `mode` is for the last only
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
@@ -135,9 +140,9 @@ class BlobFolder:
                 continue
             with suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
-                if is_blob:
+                if is_blob and stat.S_ISREG(status.st_mode):
                     found.append(FoundFile(f"{shard}/{entry.name}", status.st_size, status.st_mtime_ns))
-                elif self._clock() - status.st_mtime > _TEMPORARY_AGE_S:
+                elif not is_blob and self._clock() - status.st_mtime > _TEMPORARY_AGE_S:
                     self.delete(f"{shard}/{entry.name}")
         return found
 

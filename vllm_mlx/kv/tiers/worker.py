@@ -195,8 +195,9 @@ class DiskWorker(threading.Thread):
         """Write a blob."""
         size_bytes = self._stored_size(save)
         try:
+            self._folder.prepare(save.path)
             if self._folder.free_bytes() - size_bytes < self._min_free_bytes:
-                self._pause(f"less than {self._min_free_bytes / 1e9:g} GB would be left on the disk")
+                self._pause(f"the disk is full, but for the {self._min_free_bytes / 1e9:g} GB that are left to others")
                 return Refusal.LOW_SPACE
             self._make_room(size_bytes)
             self._state.budget.spend(size_bytes)
