@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,15 @@ from fixtures_server import Parts, running
 from fixtures_text import WordScript, write_tokenizer
 
 from vllm_mlx.api.lifecycle import Lifecycle
+from vllm_mlx.chat.service import ChatService
+from vllm_mlx.chat.tokenizer import Tokenizer
+from vllm_mlx.cli import warm as cli_warm
 from vllm_mlx.cli.warm import Warmer, read_warm_prompts
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError
+from vllm_mlx.engine.process import ProcessEngine
 
+CHILD = Path(__file__).resolve().parents[1] / "engine" / "fake_child.py"
 SYSTEM = {"role": "system", "content": "you are helpful and the quick brown fox jumps " * 6}
 
 
@@ -81,6 +89,32 @@ async def test_warm_prompts_are_computed_and_shown(tmp_path: Path) -> None:
         assert (await parts.engine.forget_cache()).num_pages >= 2
         with pytest.raises(ConfigError, match="entry 1"):
             await warm(parts, [SYSTEM], [{"role": "user", "content": "hello " * 400}], path=tmp_path)
+
+
+@pytest.mark.anyio
+async def test_new_engine_is_warmed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_warm, "WATCH_INTERVAL_S", 0.05)
+    vocab_size = write_tokenizer(tmp_path).get_vocab_size()
+    env = {"FAKE_ENGINE": json.dumps({"options": {"vocab_size": vocab_size, "max_model_len": 256}})}
+    engine = ProcessEngine([sys.executable, str(CHILD)], config=Config(), env=env)
+    service = ChatService(engine, Tokenizer.load(tmp_path), config=Config())
+    warmer = Warmer(
+        service,
+        read_warm_prompts(write(tmp_path, [[SYSTEM]])),
+        lifecycle=Lifecycle(),
+        progress=lambda text, fraction=None: None,
+    )
+    async with asyncio.timeout(60):
+        await engine.start()
+        keeping = asyncio.create_task(warmer.keep(engine))
+        await asyncio.sleep(0)
+        assert engine.pid
+        os.kill(engine.pid, signal.SIGKILL)
+        while engine.status().stats.pages_kept == 0:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.05)
+        assert engine.status().num_restarts == 1
+        keeping.cancel()
+        await engine.stop()
 
 
 @pytest.mark.anyio

@@ -68,22 +68,20 @@ class SeenPrompts:
         self._max_prompts = max_prompts
         self._max_bytes = max_bytes
         self._prompts: dict[str, _Prompt] = {}
+        self.size_bytes = 0
+        """Bytes of token ids that are kept."""
 
     def __len__(self) -> int:
         return len(self._prompts)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of token ids that are kept."""
-        return sum(len(prompt.ids) for prompt in self._prompts.values())
 
     def add(self, name: str, token_ids: Sequence[int], outline: Outline) -> None:
         """Keep a prompt under a name of its own. It replaces earlier ones that it begins with."""
         ids = bytearray(array("i", token_ids).tobytes())
         for other, prompt in list(self._prompts.items()):
             if other == name or (prompt.outline.salt == outline.salt and ids.startswith(prompt.ids)):
-                del self._prompts[other]
+                self._drop(other)
         self._prompts[name] = _Prompt(outline, ids)
+        self.size_bytes += len(ids)
         self._trim()
 
     def extend(self, name: str, token_ids: Sequence[int]) -> None:
@@ -91,6 +89,7 @@ class SeenPrompts:
         prompt = self._prompts.get(name)
         if prompt is not None and token_ids:
             prompt.ids += array("i", token_ids).tobytes()
+            self.size_bytes += len(token_ids) * _ID_BYTES
             self._trim()
 
     def nearest(self, token_ids: Sequence[int], outline: Outline, *, page_size: int) -> Nearest | None:
@@ -118,13 +117,12 @@ class SeenPrompts:
             earlier_ids=_slice(best.ids, num_best, num_best + NUM_AFTER),
         )
 
-    def clear(self) -> None:
-        """Forget all prompts."""
-        self._prompts.clear()
-
     def _trim(self) -> None:
         while len(self._prompts) > self._max_prompts or self.size_bytes > self._max_bytes:
-            del self._prompts[next(iter(self._prompts))]
+            self._drop(next(iter(self._prompts)))
+
+    def _drop(self, name: str) -> None:
+        self.size_bytes -= len(self._prompts.pop(name).ids)
 
 
 def _num_common(one: bytes, other: bytearray) -> int:

@@ -79,7 +79,11 @@ async def _live(engine: EngineClient, config: Config, *, warmer: Warmer, url: st
         await warmer.run()
     display.close()
     print(banner(config, info, url=url), flush=True)
-    reason = await engine.wait_failed()
+    keeping = asyncio.create_task(warmer.keep(engine))
+    try:
+        reason = await engine.wait_failed()
+    finally:
+        keeping.cancel()
     _log.error("no engine any more, the server ends: %s", reason)
     return 1
 

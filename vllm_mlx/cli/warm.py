@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from vllm_mlx.chat.service import ChatService
 from vllm_mlx.core import log
 from vllm_mlx.core.chat import Message
 from vllm_mlx.core.errors import ConfigError, InvalidRequest, RequestError
+from vllm_mlx.core.messages import EngineClient, EngineState
 from vllm_mlx.core.step import ProgressCallback
 
+WATCH_INTERVAL_S = 1.0
 _log = log.get_logger("serve")
 Conversations = Sequence[tuple[Message, ...]]
 
@@ -61,6 +64,19 @@ class Warmer:
             num_tokens += await self._warm(messages, index)
         if self._prompts:
             _log.info("warmed %d prompts of %d tokens", len(self._prompts), num_tokens)
+
+    async def keep(self, engine: EngineClient) -> None:
+        """Compute all again whenever a new engine has taken the place of the one that had them. Runs until cancelled.
+
+        Requests go on meanwhile, so the server stays ready.
+        """
+        num_warmed = engine.status().num_restarts
+        while self._prompts:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            status = engine.status()
+            if status.state is EngineState.READY and status.num_restarts != num_warmed:
+                num_warmed = status.num_restarts
+                await self.run()
 
     async def _warm(self, messages: tuple[Message, ...], index: int) -> int:
         request = warm_request(messages, request_id=f"warm-{index}", template_kwargs={})
