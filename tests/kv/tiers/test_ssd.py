@@ -161,8 +161,9 @@ def test_reading_ahead_is_bounded(make_tier: MakeTier) -> None:
     ticket = tier.load(list(blobs))
     wait_until(lambda: tier.stats().num_hits == 3)
     assert tier.flush(TIMEOUT_S)
-    assert tier.stats().num_hits == 3
+    assert (tier.stats().num_hits, tier.stats().ahead_bytes) == (3, 300)
     tier.cancel(ticket)
+    assert tier.stats().ahead_bytes == 0
     assert tier.read(*blobs) == blobs
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -142,7 +143,7 @@ class BlobFolder:
                 status = entry.stat(follow_symlinks=False)
                 if is_blob and stat.S_ISREG(status.st_mode):
                     found.append(FoundFile(f"{shard}/{entry.name}", status.st_size, status.st_mtime_ns))
-                elif not is_blob and self._clock() - status.st_mtime > _TEMPORARY_AGE_S:
+                elif not is_blob and time.time() - status.st_mtime > _TEMPORARY_AGE_S:
                     self.delete(f"{shard}/{entry.name}")
         return found
 

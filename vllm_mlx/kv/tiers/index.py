@@ -34,7 +34,9 @@ class Index:
         self.size_bytes = 0
         """Of all files, those of other models included."""
         self.num_own = 0
+        """Files of this model."""
         self.own_bytes = 0
+        """Of those."""
 
     def has(self, path: str) -> bool:
         """Whether the file is there, and was not found to be unreadable."""

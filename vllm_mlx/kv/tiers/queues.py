@@ -47,6 +47,7 @@ class SaveQueue:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.size_bytes = 0
+        """Memory of what is queued, and of what is being written."""
         self._waiting: dict[str, Save] = {}
         self._current: Save | None = None
 
@@ -106,7 +107,8 @@ class LoadQueue:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._untaken_bytes = 0
+        self.untaken_bytes = 0
+        """Memory of what was read and not taken."""
         self._readings: dict[Ticket, _Reading] = {}
         self._num_tickets = 0
 
@@ -120,7 +122,7 @@ class LoadQueue:
     def start(self) -> Read | None:
         """The next name to be read; None if there is none, or none may be read now."""
         for ticket, reading in self._readings.items():
-            may_read = not reading.untaken or self._untaken_bytes < self._max_bytes
+            may_read = not reading.untaken or self.untaken_bytes < self._max_bytes
             if may_read and reading.num_started < len(reading.names):
                 reading.num_started += 1
                 return Read(ticket, reading.kind, reading.names[reading.num_started - 1])
@@ -137,7 +139,7 @@ class LoadQueue:
         else:
             reading.untaken[read.name] = payload
             reading.found.append(read.name)
-            self._untaken_bytes += len(payload)
+            self.untaken_bytes += len(payload)
         return reading.found if reading.num_delivered == len(reading.names) else []
 
     def take(self, ticket: Ticket) -> Loaded:
@@ -147,7 +149,7 @@ class LoadQueue:
             return Loaded({}, (), is_done=True)
         is_done = reading.num_delivered == len(reading.names)
         loaded = Loaded(reading.untaken, tuple(reading.missing), is_done)
-        self._untaken_bytes -= sum(map(len, reading.untaken.values()))
+        self.untaken_bytes -= sum(map(len, reading.untaken.values()))
         reading.untaken, reading.missing = {}, []
         if is_done:
             del self._readings[ticket]
@@ -157,12 +159,12 @@ class LoadQueue:
         """Drop a ticket and what was read for it; one that is not known is ignored."""
         reading = self._readings.pop(ticket, None)
         if reading is not None:
-            self._untaken_bytes -= sum(map(len, reading.untaken.values()))
+            self.untaken_bytes -= sum(map(len, reading.untaken.values()))
 
     def void(self) -> None:
         """Nothing that was asked for will come, nor what was read and not taken: all of it is missing."""
         for reading in self._readings.values():
-            self._untaken_bytes -= sum(map(len, reading.untaken.values()))
+            self.untaken_bytes -= sum(map(len, reading.untaken.values()))
             reading.missing += [*reading.untaken, *reading.names[reading.num_delivered :]]
             reading.untaken = {}
             reading.num_started = reading.num_delivered = len(reading.names)

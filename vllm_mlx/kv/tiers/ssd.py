@@ -19,7 +19,7 @@ from vllm_mlx.kv.tiers.worker import DiskWorker
 
 GB = 1_000_000_000
 _MAX_QUEUED_BYTES = 512 << 20
-_MAX_AHEAD_BYTES = 512 << 20
+_MAX_AHEAD_BYTES = 256 << 20
 _SCAN_INTERVAL_S = 300.0
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -33,7 +33,8 @@ class SsdTier:
 
     `fingerprint` is 16 bytes of everything that the meaning of a payload depends on. `daily_write_bytes` bounds what is
     written in a day, `min_free_bytes` stays free on the disk, and `key` (32 bytes) encrypts. `on_loaded` is called on
-    the tier's thread when there may be something for `take_loaded`; it must return at once and not raise.
+    the tier's thread when there may be something for `take_loaded`; it must return at once and not raise. Memory is
+    bounded by `max_queued_bytes` for what waits to be written and `max_ahead_bytes` for what is read ahead.
 
     Several tiers may share a folder, in one process or many: they see what the others wrote at their next scan. No
     method waits for the disk, but for `flush` and `close`; none raises because of the disk. Raises ConfigError if the

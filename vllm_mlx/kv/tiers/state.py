@@ -47,16 +47,25 @@ class TierStats(msgspec.Struct, frozen=True, kw_only=True):
     folder_bytes: int
     """Of the blobs of all models; `max_bytes` bounds this."""
     queued_bytes: int
-    """Waiting to be written; the memory that the tier holds."""
+    """Memory of what waits to be written."""
+    ahead_bytes: int
+    """Memory of what was read and not taken yet."""
     num_saved: int
+    """Blobs written."""
     bytes_written: int
+    """Of those, headers included."""
     bytes_read: int
+    """Payloads of the hits."""
     num_hits: int
+    """Blobs loaded."""
     num_misses: int
+    """Blobs that were asked for and could not be loaded."""
     num_refused: dict[str, int]
-    """By reason, see `Refusal`."""
+    """Blobs that were not written, by reason, see `Refusal`."""
     num_corrupt: int
+    """Files that were not what had been written."""
     num_evicted: int
+    """Files deleted to make room, of whatever model."""
     is_ready: bool
     """The folder has been looked through."""
     is_writable: bool
@@ -138,6 +147,7 @@ class TierState:
             size_bytes=self.index.own_bytes,
             folder_bytes=self.index.size_bytes,
             queued_bytes=self.saves.size_bytes,
+            ahead_bytes=self.loads.untaken_bytes,
             num_saved=counts.num_saved,
             bytes_written=counts.bytes_written,
             bytes_read=counts.bytes_read,
