@@ -24,6 +24,7 @@ DIMENSIONS: dict[str, tuple[Any, ...]] = {
     "window": (None, 9, 70),
     "has_sinks": (False, True),
     "softcap": (None, 2.0),
+    "bits": (None, 8, 4),
     "items": ("planned", "page by page"),
 }
 
@@ -51,6 +52,7 @@ def decode_cases() -> list[tuple[DecodeVariant, str]]:
             window=case["window"],
             softcap=case["softcap"],
             has_sinks=case["has_sinks"],
+            bits=case["bits"],
         )
         cases.append((variant, case["items"]))
     return cases
@@ -60,7 +62,8 @@ def describe(case: Any) -> str:
     variant, items = case
     words = [f"{variant.key_dim}x{variant.value_dim}", f"{variant.heads}on{variant.kv_heads}", variant.dtype]
     words += [f"page{variant.page_size}", f"q{variant.num_queries}", f"window{variant.window}"]
-    words += ["sinks" * variant.has_sinks, "cap" * bool(variant.softcap), items.split()[0]]
+    words += ["sinks" * variant.has_sinks, "cap" * bool(variant.softcap)]
+    words += [f"int{variant.bits}" if variant.bits else "", items.split()[0]]
     return "-".join(filter(None, words))
 
 

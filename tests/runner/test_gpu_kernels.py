@@ -30,14 +30,14 @@ def row_errors(variant: DecodeVariant, batch: Batch, plan: DecodePlan) -> Sequen
     table, slots, items, starts = integers
     out = PagedAttention(variant, BACKEND)(
         batch.queries,
-        batch.keys,
-        batch.values,
+        *batch.pools,
         table=table,
         slots=slots,
         items=items,
         starts=starts,
         after=mx.zeros((1,), mx.int32),
         sinks=batch.sinks,
+        scales=batch.scales,
     )
     return errors(as_numpy(out), attend(variant, batch))
 
@@ -52,9 +52,12 @@ def test_decode_is_attention(case: tuple[DecodeVariant, str]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(24, 8, 128), (32, 8, 64), (16, 16, 80), (8, 1, 256)])
-def test_long_rows_of_real_shapes_are_attention(heads: int, kv_heads: int, dim: int, dtype: str) -> None:
-    variant = DecodeVariant(dim, dim, heads, kv_heads, dtype, 32, dim**-0.5)
+def test_long_rows_of_real_shapes_are_attention(
+    heads: int, kv_heads: int, dim: int, bits: int | None, dtype: str
+) -> None:
+    variant = DecodeVariant(dim, dim, heads, kv_heads, dtype, 32, dim**-0.5, bits=bits)
     batch = make_batch(variant, list(LONG_ROWS), seed=dim)
     capacity = num_items(len(LONG_ROWS), kv_heads=kv_heads)
     plan = plan_items(np.array(LONG_ROWS, np.int32), capacity=capacity, page_size=variant.page_size)

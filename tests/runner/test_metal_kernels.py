@@ -16,13 +16,14 @@ from runner.metal.emulator import EmulationError, Emulator, Trace, as_numpy, tra
 from runner.metal.support import emulator_for_tests
 
 from vllm_mlx.runner.kernels import paging, source
+from vllm_mlx.runner.kernels.check import pool_format
 from vllm_mlx.runner.kernels.decode import PagedAttention
 from vllm_mlx.runner.kernels.paging import PageKernels
 from vllm_mlx.runner.kernels.plan import PADDED, DecodePlan, plan_items
 from vllm_mlx.runner.kernels.pools import PoolFormat
 from vllm_mlx.runner.kernels.variant import DecodeVariant, geometry
 
-POOLS = {"key_pool", "value_pool"}
+POOLS = {"key_pool", "value_pool", "key_scales", "value_scales"}
 TOKEN = mx.zeros((1,), mx.int32)
 
 
@@ -36,13 +37,15 @@ def decode_call(
 ) -> tuple[Callable[..., mx.array], list[mx.array]]:
     """The product's function and its arguments."""
     attention = PagedAttention(variant, "metal")
-    names = ("table", "slots", "items", "starts", "after", "sinks")
+    names = ("table", "slots", "items", "starts", "after", *(("sinks",) if variant.has_sinks else ()))
     integers = [mx.array(array) for array in (batch.table, batch.slots, plan.items, plan.starts)]
-    arrays = [batch.queries, batch.keys, batch.values, *integers, TOKEN]
+    arrays = [batch.queries, *batch.pools, *integers, TOKEN]
     arrays += [] if batch.sinks is None else [batch.sinks]
+    arrays += batch.scales or []
 
     def call(queries: mx.array, keys: mx.array, values: mx.array, *rest: mx.array) -> mx.array:
-        return attention(queries, keys, values, **dict(zip(names, rest, strict=False)))
+        scales = rest[-2:] if variant.bits else None
+        return attention(queries, keys, values, scales=scales, **dict(zip(names, rest, strict=False)))
 
     return call, arrays
 
@@ -177,8 +180,32 @@ def test_broken_kernel_is_noticed(
     assert not max(found) <= 10 * LIMITS["float32"], found
 
 
-def test_kernel_that_the_mutations_break_is_right_before(emulator: Emulator) -> None:
-    assert max(decode_errors(emulator, make_variant(**RICH), "page by page")) <= LIMITS["float32"]
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_kernel_that_the_mutations_break_is_right_before(emulator: Emulator, bits: int | None) -> None:
+    assert max(decode_errors(emulator, make_variant(**RICH, bits=bits), "page by page")) <= LIMITS["float32"]
+
+
+PACKED_MUTATIONS = [
+    (8, "DECODE_BODY", r"META_SCALE\(key_meta\[u\]\[c\]\) \* ", ""),
+    (8, "DECODE_BODY", r"\* META_SCALE\(value_meta\[u\]\[c\]\)", ""),
+    (8, "DECODE_BODY", r"\* PER_CHUNK / GROUP;", "* PER_CHUNK / GROUP / 2;"),
+    (8, "UNPACK_PACKED", r"8388736", "8388735"),
+    (4, "DECODE_BODY", r"added\[v\]\[c\] \*= keep;", ";"),
+    (4, "DECODE_BODY", r"\* FACTOR\(i\) \+ added", "+ added"),
+    (4, "DECODE_BODY", r"\* query_sums\[v\]\[c\]", ""),
+    (4, "UNPACK_PACKED", r">> 16 \* h", ">> 8 * h"),
+]
+
+
+@pytest.mark.parametrize(("bits", "text", "right", "wrong"), PACKED_MUTATIONS)
+def test_broken_kernel_for_quantised_pages_is_noticed(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, bits: int, text: str, right: str, wrong: str
+) -> None:
+    body, num_changes = re.subn(right, wrong, getattr(source, text))
+    assert num_changes, "the kernel has changed: this test needs another way to break it"
+    monkeypatch.setattr(source, text, body)
+    found = decode_errors(emulator, make_variant(**RICH, bits=bits), "page by page")
+    assert not max(found) <= 10 * LIMITS["float32"], found
 
 
 # ---- writing and reading pages ----
@@ -223,6 +250,51 @@ def test_tokens_are_written_where_their_slots_say_and_read_back(
         assert np.array_equal(pool.reshape(expected.shape), expected)
         pages = expected.reshape(pools.kv_heads, num_pages, pools.page_size, -1)[:, table]
         assert np.array_equal(read, pages.transpose(1, 0, 2, 3, 4).reshape(read.shape))
+
+
+PACKED_FORMATS = [
+    PoolFormat(kv_heads=2, key_dim=64, value_dim=64, dtype="float32", page_size=16, bits=8),
+    PoolFormat(kv_heads=3, key_dim=80, value_dim=80, dtype="float16", page_size=32, bits=4),
+    PoolFormat(kv_heads=1, key_dim=192, value_dim=128, dtype="bfloat16", page_size=64, bits=8),
+    PoolFormat(kv_heads=1, key_dim=48, value_dim=96, dtype="bfloat16", page_size=16, bits=4),
+    PoolFormat(kv_heads=2, key_dim=24, value_dim=8, dtype="float32", page_size=32, bits=4),
+]
+
+
+@pytest.mark.parametrize("pools", PACKED_FORMATS, ids=lambda pools: f"{pools.key_dim}x{pools.value_dim}-{pools.bits}")
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 21), (5, 1)], ids=["prompt", "decode"])
+def test_quantised_tokens_are_what_plain_operations_make_of_them(
+    emulator: Emulator, pools: PoolFormat, rows: int, tokens: int
+) -> None:
+    kernels, packing, num_pages = PageKernels(pools, "metal"), pools.packing, 6
+    assert packing is not None
+    dims, places = (pools.key_dim, pools.value_dim), num_pages * pools.page_size
+    before = [random_array((pools.kv_heads * places, dim), "float32", seed=dim) for dim in dims]
+    new = [5 * random_array((rows, pools.kv_heads, tokens, dim), pools.dtype, seed=dim + 1) for dim in dims]
+    slots = np.random.default_rng(0).permutation(places)[: rows * tokens].astype(np.int32)
+    table = np.array([[3, 0, 5], [1, 1, 4]], np.int32)
+    (key_words, key_scales), (value_words, value_scales) = (packing.pack(array) for array in before)
+
+    def write_and_read(*arrays: mx.array) -> tuple[mx.array, mx.array]:
+        keys, values, new_keys, new_values, where, pages, after, *scales = arrays
+        written = kernels.write(
+            keys, values, new_keys, new_values, slots=where, after=after, scales=(scales[0], scales[1])
+        )
+        read = kernels.read(keys, pages, after=written, scales=scales[0])
+        return read, kernels.read(values, pages, after=written, scales=scales[1])
+
+    arrays = [key_words, value_words, *new, mx.array(slots), mx.array(table), TOKEN, key_scales, value_scales]
+    out = emulator.call(write_and_read, *arrays, in_place=POOLS)
+    for i, (read, words, scales) in enumerate(((out[0], out[2], out[9]), (out[1], out[3], out[10]))):
+        expected = [np.array(array).reshape(pools.kv_heads, places, -1) for array in packing.pack(before[i])]
+        for array, added in zip(expected, packing.pack(new[i]), strict=True):
+            array[:, slots] = np.array(added).transpose(1, 0, 2, 3).reshape(pools.kv_heads, rows * tokens, -1)
+        assert np.array_equal(words.reshape(expected[0].shape), expected[0])
+        assert np.array_equal(scales.reshape(expected[1].shape), expected[1])
+        plain = packing.unpack(mx.array(expected[0]), mx.array(expected[1]), getattr(mx, pools.dtype))
+        by_page = as_numpy(plain).reshape(pools.kv_heads, num_pages, pools.page_size, -1)
+        pages = by_page[:, table].transpose(1, 0, 2, 3, 4).reshape(read.shape)
+        assert np.allclose(widen(read), widen(pages), rtol=LIMITS[pools.dtype], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -271,10 +343,6 @@ def test_attention_sees_what_was_written_just_before(emulator: Emulator, dtype: 
     assert max(errors(out, attend(variant, batch))) <= LIMITS[dtype]
 
 
-def pool_format(variant: DecodeVariant) -> PoolFormat:
-    return PoolFormat(variant.kv_heads, variant.key_dim, variant.value_dim, variant.dtype, variant.page_size)
-
-
 # ---- beside MLX's own names ----
 
 
@@ -288,6 +356,7 @@ def test_names_do_not_clash_with_those_of_mlx_in_front_of_every_kernel() -> None
     variant = make_variant(**RICH, dtype="float16")
     text = source.decode_text(variant, geometry(variant), "metal")[0] + source.combine_text(variant, "metal")[0]
     text += paging.write_text(FORMATS[0], "metal")[0]
+    text += "".join(paging.read_text(pools, pools.key_dim, "metal")[0] for pools in PACKED_FORMATS)
     ours = set(re.findall(r"#define (\w+)|\btypedef [\w ]+ (\w+);|\bINLINE \w+ (\w+)\(", text))
     names = {name for match in ours for name in match if name}
     assert {"MAX", "halves", "Chunk"} <= names

@@ -29,12 +29,16 @@ class Batch:
     """[rows, heads, num_queries, key_dim]."""
     keys: mx.array
     values: mx.array
-    """[kv_heads x pages x page_size, dim]."""
+    """[kv_heads x pages x page_size, dim]; of quantised pools, what they hold."""
     table: Array
     """[slots, pages]; 0 where a slot has no page."""
     slots: Array
     """Row -> slot."""
     sinks: mx.array | None
+    pools: tuple[mx.array, mx.array]
+    """What the kernels read: keys and values themselves, or words."""
+    scales: tuple[mx.array, mx.array] | None
+    """NaN where nothing may be seen."""
 
 
 def make_batch(variant: DecodeVariant, positions: list[int], *, seed: int) -> Batch:
@@ -56,15 +60,24 @@ def make_batch(variant: DecodeVariant, positions: list[int], *, seed: int) -> Ba
         drawn = rng.standard_normal((variant.kv_heads, len(seen), dim))
         return mx.array(np.where(seen[:, None], drawn, np.nan).reshape(-1, dim), mx.float32).astype(dtype)
 
+    keys, values = pool(variant.key_dim), pool(variant.value_dim)
+    pools, scales = (keys, values), None
+    if variant.packing is not None:
+        packed = [variant.packing.pack(array) for array in pools]
+        keys, values = (variant.packing.unpack(words, scale, mx.float32) for words, scale in packed)
+        pools, scales = (packed[0][0], packed[1][0]), (packed[0][1], packed[1][1])
+        assert mx.isnan(scales[0]).any()
     queries = rng.standard_normal((rows, variant.heads, variant.num_queries, variant.key_dim))
     return Batch(
         positions=np.array(positions, np.int32),
         queries=mx.array(queries, mx.float32).astype(dtype),
-        keys=pool(variant.key_dim),
-        values=pool(variant.value_dim),
+        keys=keys,
+        values=values,
         table=table,
         slots=slots,
         sinks=mx.array(rng.standard_normal(variant.heads), mx.float32).astype(dtype) if variant.has_sinks else None,
+        pools=pools,
+        scales=scales,
     )
 
 

@@ -82,18 +82,18 @@ WRITE_BODY = r"""
   if (index == 0) done[0] = after[0];
 """
 
-# out [rows, heads, pages x PAGE, DIM]; a thread gives PER_THREAD elements, CHUNK_WORDS words.
+# out [rows, heads, pages x PAGE, HEAD_DIM]; a thread gives PER_THREAD elements, CHUNK_WORDS words.
 READ_BODY = r"""
   const int num_pages = table_shape[1], index = block_x * THREADS + thread_index;
-  const int part = index % (DIM / PER_THREAD), place = index / (DIM / PER_THREAD);
+  const int part = index % (HEAD_DIM / PER_THREAD), place = index / (HEAD_DIM / PER_THREAD);
   const int token = place % (num_pages * PAGE), head = place / (num_pages * PAGE) % KV_HEADS;
   const int row = place / (num_pages * PAGE) / KV_HEADS;
   if (row < table_shape[0]) {
     const size_t slot = size_t(table[row * num_pages + token / PAGE]) * PAGE + token % PAGE;
     const size_t from = size_t(head) * (pool_shape[0] / KV_HEADS) + slot;
-    const Meta meta = ((const DEVICE Meta*)scales)[from * (DIM / GROUP) + part * PER_THREAD / GROUP];
+    const Meta meta = ((const DEVICE Meta*)scales)[from * (HEAD_DIM / GROUP) + part * PER_THREAD / GROUP];
     float elements[PER_THREAD];
-    unpack(((const DEVICE Chunk*)pool)[from * (DIM / PER_THREAD) + part], elements);
+    unpack(((const DEVICE Chunk*)pool)[from * (HEAD_DIM / PER_THREAD) + part], elements);
     UNROLL for (int i = 0; i < PER_THREAD; ++i) {
       float element = elements[i] * FACTOR(i) * META_SCALE(meta);
 #if BITS == 4
@@ -139,7 +139,7 @@ def read_text(pools: PoolFormat, packing: Packing, backend: str, *, dim: int, th
         "GROUP": packing.group,
         "CHUNK_WORDS": PER_THREAD * packing.bits // 32,
         "PER_THREAD": PER_THREAD,
-        "DIM": dim,
+        "HEAD_DIM": dim,
         "KV_HEADS": pools.kv_heads,
         "PAGE": pools.page_size,
         "THREADS": threads,
