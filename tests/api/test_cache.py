@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fixtures_server import Parts, client_of, running
+from fixtures_server import Parts, client_of, running, until
 
 from vllm_mlx.core.config import Config
 
@@ -182,13 +182,15 @@ async def test_tenants_are_told_apart_by_the_header(folder: Path, runner_options
 
 async def test_ledger_adds_up_to_what_is_active(client: httpx.AsyncClient, parts: Parts) -> None:
     await ask(client, messages("hello", name="ledger"))
+    await until(lambda: parts.status().stats.pages_kept)
     found = (await client.get("/v1/memory")).json()
     ledger = dict(found["ledger"])
     ledger.pop("allocator_cache")
     info = parts.status().info
     assert info is not None
     assert found["bounds"]["page_bytes"] == info.num_pages * info.cache.page_bytes > 0
-    assert ledger["pages_used"] + ledger["pages_free"] == found["bounds"]["page_bytes"]
+    assert ledger["pages_used"] + ledger["pages_kept"] + ledger["pages_free"] == found["bounds"]["page_bytes"]
+    assert ledger["pages_kept"] >= info.cache.page_bytes
     assert sum(ledger.values()) >= found["active_bytes"]
     assert set(found["bounds"]) >= {"gpu_memory_utilization", "cache_memory_mb", "cache_memory_percent"}
 

@@ -41,10 +41,11 @@ class CacheReason(StrEnum):
 
 _SENTENCES = {
     CacheReason.HIT: "All that earlier prompts have in common with this one was found.",
-    CacheReason.EVICTED: "{seen} tokens were computed before, but {found} of them are still remembered: the memory was "
-    "needed for others, or the cache was cleared. More --cache-memory-mb, --ssd-cache-dir or pinning keeps more.",
-    CacheReason.NO_CHECKPOINT: "{seen} tokens were computed before, but this model can only go on where a state was "
-    "kept, which is after {found}.",
+    CacheReason.EVICTED: "An earlier prompt began with the same {seen} tokens, but {found} of them are remembered: the "
+    "memory was needed for others, or the cache was cleared. More --cache-memory-mb, --ssd-cache-dir or warm prompts "
+    "keep more.",
+    CacheReason.NO_CHECKPOINT: "An earlier prompt began with the same {seen} tokens, but this model can only go on "
+    "where a state was kept, which is after {found}.",
     CacheReason.TOO_SHORT: "Prefixes are remembered in pages of {page} tokens; less than one is in common.",
     CacheReason.NEVER_SEEN: "No prompt lately began like this one.",
     CacheReason.DIFFERENT_TOOLS: "The tools differ from those of the most similar earlier prompt, at token {seen}.",

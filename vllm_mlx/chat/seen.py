@@ -56,6 +56,8 @@ class Nearest(msgspec.Struct, frozen=True):
 class _Prompt:
     outline: Outline
     ids: bytearray
+    last: bytes = b""
+    """The answer's last token so far. It is computed, and so remembered, only when another follows."""
 
 
 class SeenPrompts:
@@ -85,11 +87,13 @@ class SeenPrompts:
         self._trim()
 
     def extend(self, name: str, token_ids: Sequence[int]) -> None:
-        """More tokens of the answer to a prompt; ignored if it is not kept any more."""
+        """More tokens of the answer to a prompt; ignored if it is not kept any more. The very last one is left out."""
         prompt = self._prompts.get(name)
         if prompt is not None and token_ids:
-            prompt.ids += array("i", token_ids).tobytes()
-            self.size_bytes += len(token_ids) * _ID_BYTES
+            more = prompt.last + array("i", token_ids).tobytes()
+            prompt.ids += more[:-_ID_BYTES]
+            prompt.last = more[-_ID_BYTES:]
+            self.size_bytes += len(more) - _ID_BYTES
             self._trim()
 
     def nearest(self, token_ids: Sequence[int], outline: Outline, *, page_size: int) -> Nearest | None:

@@ -41,15 +41,17 @@ def _report(context: Context) -> MemoryAnswer:
 
 
 def _ledger(status: EngineStatus) -> LedgerAnswer:
-    """Pages are one allocation: how much of it is in use follows from their number."""
+    """Where the pages' memory went follows from their numbers."""
     use, stats = status.stats.memory, status.stats
-    num_pages = status.info.num_pages if status.info else 0
-    pages_used = use.pages * stats.pages_used // num_pages if num_pages else 0
+    page_bytes = status.info.cache.page_bytes if status.info else 0
+    pages_used = min(use.pages, stats.pages_used * page_bytes)
+    pages_kept = min(use.pages - pages_used, stats.pages_kept * page_bytes)
     named = use.weights + use.pages + use.rows + use.checkpoints + use.staging
     return LedgerAnswer(
         weights=use.weights,
         pages_used=pages_used,
-        pages_free=use.pages - pages_used,
+        pages_kept=pages_kept,
+        pages_free=use.pages - pages_used - pages_kept,
         checkpoints=use.checkpoints,
         rows=use.rows,
         vision=0,

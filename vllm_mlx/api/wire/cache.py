@@ -132,12 +132,14 @@ class CacheStatsAnswer(msgspec.Struct, frozen=True):
 
 
 class LedgerAnswer(msgspec.Struct, frozen=True):
-    """Bytes on the device. All but `allocator_cache` add up to `active_bytes`."""
+    """Bytes on the device. All but `allocator_cache` add up to `active_bytes`, or more while a report is stale."""
 
     weights: int
     pages_used: int
+    pages_kept: int
+    """Of remembered prefixes that nobody uses."""
     pages_free: int
-    """The memory of all pages is taken when the server starts, on a GPU."""
+    """Taken, and empty: a GPU's pages are taken when the server starts, a CPU's when they are first needed."""
     checkpoints: int
     rows: int
     """Caches and states of running sequences that are not in pages."""
