@@ -255,3 +255,11 @@ def test_wrong_message_among_thousands_is_named() -> None:
 def test_countless_wrong_fields_are_counted_not_listed() -> None:
     with pytest.raises(InvalidRequest, match="2000 wrong or unknown fields"):
         chat(**{f"field_{number}": 1 for number in range(2000)})
+
+
+def test_cache_control_marks_its_message() -> None:
+    part = {"type": "text", "text": "a"}
+    marked = {"role": "system", "content": [part, {**part, "cache_control": {"type": "ephemeral"}}]}
+    body = decode(json.dumps({"messages": [marked, {"role": "user", "content": [part]}]}).encode(), ChatCompletionBody)
+    asked = chat_request(body, request_id="r", defaults={})
+    assert [message.is_breakpoint for message in asked.messages] == [True, False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from vllm_mlx.chat.breakpoints import MAX_MESSAGE_ENDS, breakpoints
@@ -48,6 +49,12 @@ def test_system_text_and_last_messages_end_at_breakpoints(byte_level: Tokenizer)
 def test_conversation_without_system_text_has_its_message_ends(byte_level: Tokenizer) -> None:
     assert len(found(byte_level, TURNS[:1])) == 1
     assert len(found(byte_level, TURNS[:3])) == 3
+
+
+def test_messages_that_the_client_marked_end_at_breakpoints_too(byte_level: Tokenizer) -> None:
+    marked = tuple(msgspec.structs.replace(one, is_breakpoint=i < 6) for i, one in enumerate(TURNS))
+    counts = [text.count("<|im_start|>") for text in found(byte_level, marked)]
+    assert counts == [3, 4, 5, 6, 7, 8, 9]
 
 
 def test_beginnings_that_the_template_writes_differently_are_left_out(byte_level: Tokenizer) -> None:

@@ -9,6 +9,8 @@ from vllm_mlx.core.errors import InvalidRequest
 
 MAX_MESSAGE_ENDS = 4
 """The next turn of a chat goes on after the last message; an agent sometimes takes back the last few."""
+MAX_MARKED = 4
+"""As many as Anthropic's API allows (https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching)."""
 
 
 def breakpoints(
@@ -19,7 +21,8 @@ def breakpoints(
     render: Callable[[Sequence[Message]], str],
     encode: Callable[[str], Sequence[int]],
 ) -> tuple[int, ...]:
-    """Lengths in tokens of the beginnings that end with the system text and with each of the last messages.
+    """Lengths in tokens of the beginnings that end with the system text, with each of the last messages, and with those
+    that the client marked.
 
     `text` and `token_ids` are the whole prompt; `render` must leave out the generation prompt. A beginning that the
     template writes differently, or that does not end between two tokens, is left out: a wrong length would be useless,
@@ -40,7 +43,8 @@ def _cuts(messages: Sequence[Message]) -> Iterable[int]:
     """Numbers of messages after which to cut."""
     num_system = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     last = range(max(1, len(messages) - MAX_MESSAGE_ENDS + 1), len(messages) + 1)
-    return sorted({*last, num_system} - {0})
+    marked = [count for count, message in enumerate(messages, start=1) if message.is_breakpoint]
+    return sorted({*last, *marked[-MAX_MARKED:], num_system} - {0})
 
 
 def _position(text: str, length: int, token_ids: Sequence[int], encode: Callable[[str], Sequence[int]]) -> int:

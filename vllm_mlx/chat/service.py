@@ -147,7 +147,8 @@ class ChatService:
             self._engine,
             choices,
             prompt_tokens=sum(len(one.prompt) for one in inputs),
-            timeout_s=request.timeout_s or self._config.timeout or None,
+            # A warm prompt may take as long as it needs.
+            timeout_s=request.timeout_s or (None if pinned else self._config.timeout) or None,
             on_tokens=None if pinned else self._seen.extend,  # nobody goes on from a warm prompt's token
             explain=explain,
         )

@@ -32,6 +32,8 @@ class Message(msgspec.Struct, frozen=True):
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    is_breakpoint: bool = False
+    """Its end was marked by the client as one from which others will go on."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ class TextContent(WireModel):
     text: str
     """The text itself."""
     cache_control: Any = None
-    """Accepted; equal prefixes are shared without it."""
+    """Marks the end of the message as a beginning that others share. Needed only for recurrent models, and seldom."""
 
 
 def _text_only(part: Any) -> Any:
@@ -119,21 +119,25 @@ WireMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMes
 
 def to_message(wire: SystemMessage | UserMessage | AssistantMessage | ToolMessage, *, position: int) -> Message:
     """One message in no dialect. Raises InvalidRequest if an assistant says nothing."""
-    content = _content(wire.content)
+    content, marked = _content(wire.content), _is_marked(wire.content)
     match wire:
         case SystemMessage():
-            return Message("system", content, wire.name)
+            return Message("system", content, wire.name, is_breakpoint=marked)
         case UserMessage():
-            return Message("user", content, wire.name)
+            return Message("user", content, wire.name, is_breakpoint=marked)
         case ToolMessage():
-            return Message("tool", content, wire.name, tool_call_id=wire.tool_call_id)
+            return Message("tool", content, wire.name, tool_call_id=wire.tool_call_id, is_breakpoint=marked)
     content = wire.refusal if content is None else content
     if content is None and not wire.tool_calls:
         param = f"messages.{position}.content"
         raise InvalidRequest(f"{param} is required, unless the assistant made tool_calls.", param=param)
     calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in wire.tool_calls or ())
     reasoning = wire.reasoning_content if wire.reasoning_content is not None else wire.reasoning
-    return Message("assistant", content, wire.name, reasoning=reasoning, tool_calls=calls)
+    return Message("assistant", content, wire.name, reasoning=reasoning, tool_calls=calls, is_breakpoint=marked)
+
+
+def _is_marked(content: str | list[TextContent] | None) -> bool:
+    return isinstance(content, list) and any(part.cache_control is not None for part in content)
 
 
 def _content(content: str | list[TextContent] | None) -> str | tuple[TextPart, ...] | None:
