@@ -90,7 +90,8 @@ class BlobFolder:
     def read(self, path: str, *, max_bytes: int) -> tuple[bytes, bytes]:
         """Header and stored payload; either is short if the file is, and the payload is cut if it is longer."""
         with (self._root / path).open("rb") as file:
-            return file.read(HEADER_BYTES), file.read(max_bytes)
+            size_bytes = os.fstat(file.fileno()).st_size  # `read` sets aside all that it is asked for
+            return file.read(HEADER_BYTES), file.read(max(0, min(size_bytes - HEADER_BYTES, max_bytes)))
 
     def delete(self, path: str) -> None:
         """Delete a file; one that is gone already is fine."""

@@ -123,8 +123,6 @@ class DiskWorker(threading.Thread):
 
     def _payload(self, path: str, identity: Identity) -> bytes | None:
         """What was saved under that identity, or None."""
-        if self._state.must_forget:
-            return None
         try:
             header, stored = self._folder.read(path, max_bytes=self._max_stored_bytes())
             return decode(header, stored, identity, sealer=self._sealer)
