@@ -27,7 +27,15 @@ def test_sampling_defaults_in_range_are_accepted() -> None:
     assert Config(default_temperature=0.5, default_top_k=-1).sampling_defaults == {"temperature": 0.5, "top_k": -1}
 
 
-@pytest.mark.parametrize(("field", "flag"), [("model", "--model"), ("api_key", "--api-key")])
+@pytest.mark.parametrize(
+    ("field", "flag"),
+    [
+        ("model", "--model"),
+        ("api_key", "--api-key"),
+        ("ssd_cache_dir", "--ssd-cache-dir"),
+        ("ssd_cache_key_file", "--ssd-cache-key-file"),
+    ],
+)
 def test_empty_text_is_not_taken_for_absent(field: str, flag: str) -> None:
     with pytest.raises(ConfigError, match=f"{flag} must not be empty"):
         Config(**{field: ""})
@@ -38,3 +46,19 @@ def test_tenant_header_must_be_a_header_name(name: str) -> None:
     with pytest.raises(ConfigError, match="--cache-tenant-header"):
         Config(cache_tenant_header=name)
     assert Config(cache_tenant_header="X-Tenant").cache_tenant_header == "X-Tenant"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"ssd_cache_max_gb": 0.0},
+        {"ssd_cache_max_gb": float("inf")},
+        {"ssd_cache_daily_write_gb": -1.0},
+        {"ssd_cache_min_free_gb": float("nan")},
+        {"ssd_cache_key_file": "key"},
+    ],
+)
+def test_a_disk_cache_setting_that_makes_no_sense_is_refused(setting: dict[str, Any]) -> None:
+    (field,) = setting
+    with pytest.raises(ConfigError, match="--" + field.replace("_", "-")):
+        Config(**setting)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,9 +203,13 @@ class Config:
 
     def _check_ssd_cache(self) -> None:
         _require(self.ssd_cache_dir != "", "--ssd-cache-dir must not be empty; leave it out to keep nothing on disk")
-        _require(self.ssd_cache_max_gb > 0, "--ssd-cache-max-gb must be greater than 0")
-        _require(self.ssd_cache_daily_write_gb >= 0, "--ssd-cache-daily-write-gb must not be negative (0 is no limit)")
-        _require(self.ssd_cache_min_free_gb >= 0, "--ssd-cache-min-free-gb must not be negative")
+        _require(0 < self.ssd_cache_max_gb < math.inf, "--ssd-cache-max-gb must be a size greater than 0")
+        _require(
+            0 <= self.ssd_cache_daily_write_gb < math.inf,
+            "--ssd-cache-daily-write-gb must be a size, not negative (0 is no limit)",
+        )
+        _require(0 <= self.ssd_cache_min_free_gb < math.inf, "--ssd-cache-min-free-gb must be a size, not negative")
+        _require(self.ssd_cache_key_file != "", "--ssd-cache-key-file must not be empty; leave it out to need no key")
         _require(
             self.ssd_cache_key_file is None or self.ssd_cache_dir is not None,
             "--ssd-cache-key-file encrypts the cache on disk; give --ssd-cache-dir too",
