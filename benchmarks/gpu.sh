@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/benchmarks.md says of GPUs, in stages: each takes some minutes and leaves its files in OUT.
 #
-#   benchmarks/gpu.sh OUT kernels|correctness|engines|http|quantised|steps ...
+#   benchmarks/gpu.sh OUT kernels|correctness|engines|http|quantised|pages|steps ...
 #
 # Needs MLX for the GPU and mlx-lm with what they need, and no network. Models are written to $MODELS with random
 # weights. $TOKENIZER is a folder with a tokenizer of at most 49,152 tokens (http); $PROTOTYPE a script to compare with.
@@ -60,6 +60,19 @@ quantised() {
     --output "$out/llama-4bit-expanded.json" -- --weights-dtype bf16 | tee "$out/llama-4bit-expanded.txt"
 }
 
+pages() { # quantised keys and values: the kernels alone, then whole engines
+  local bits dtype
+  for bits in 8 4; do
+    python3 "$here/attention_kernel.py" --kv-bits "$bits" --output "$out/attention-int$bits.json" \
+      | tee "$out/attention-int$bits.txt"
+  done
+  model llama-3.2-3b llama-3.2-3b
+  for dtype in auto int8 int4; do
+    python3 "$here/compare_engines.py" "$models/llama-3.2-3b" --engines ours --scenario 16x2048 --scenario 64x2048 \
+      --output "$out/pages-$dtype.json" -- --kv-cache-dtype "$dtype" | tee "$out/pages-$dtype.txt"
+  done
+}
+
 steps() {
   model llama-3.2-3b llama-3.2-3b
   python3 "$here/plot_steps.py" --collect "$models/llama-3.2-3b" --rows 1,4,16,64 --contexts 256,2048,8192 \
@@ -68,7 +81,7 @@ steps() {
 
 for stage in "$@"; do
   case $stage in
-    kernels | correctness | engines | http | quantised | steps) echo "== $stage"; "$stage" ;;
+    kernels | correctness | engines | http | quantised | pages | steps) echo "== $stage"; "$stage" ;;
     *) echo "no stage $stage" >&2; exit 2 ;;
   esac
 done
