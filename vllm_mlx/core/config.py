@@ -104,8 +104,8 @@ class Config:
     cache_memory_percent: float = setting(0.2, group="engine", metavar="FRACTION")
     """Fraction of the device's memory for the KV cache."""
     kv_cache_dtype: str = setting("auto", group="engine", choices=("auto", "int8", "int4"))
-    """Form of keys and values in pages: auto is the model's type; int8 holds almost twice as many tokens, int4 three and
-    a half times as many, at some loss of quality."""
+    """Form of keys and values in pages: auto is the model's type; int8 holds almost twice as many tokens, int4 three
+    and a half times as many, at some loss of quality."""
     gpu_memory_utilization: float = setting(0.9, group="engine", metavar="FRACTION")
     """Fraction of the GPU's memory that weights, KV cache and temporaries may use together."""
     prefix_cache: bool = setting(True, group="engine", flags=("--enable-prefix-cache",))
