@@ -92,15 +92,40 @@ def test_self_check_tells_what_is_wrong(
     assert problem in (check.problem or "")
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_oss", "gemma3_text", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("llama", "auto"),
+        ("gpt_oss", "auto"),
+        ("gemma3_text", "auto"),
+        ("qwen3_next", "auto"),
+        ("llama", "int8"),
+        ("gpt_oss", "int4"),
+    ],
+)
 def test_model_generates_the_same_through_kernels(
-    metal: MetalStandIn, name: str, open_runner: Callable[..., Runner]
+    metal: MetalStandIn, name: str, dtype: str, open_runner: Callable[..., Runner]
 ) -> None:
     submits = [submit(str(i), prompt, max_tokens=3) for i, prompt in enumerate(prompts(35, 6))]
-    expected = run(open_runner(name), submits, config=Config())
-    runner = open_runner(name, kernels=Kernels("metal"), max_num_seqs=4)
+    expected = run(open_runner(name, kv_cache_dtype=dtype), submits, config=Config())
+    runner = open_runner(name, kernels=Kernels("metal"), max_num_seqs=4, kv_cache_dtype=dtype)
     assert Layout.PAGES in {layer.layout for layer in runner.info.cache.layers}
     assert [status.problem for status in runner.info.kernels] == [None] * len(runner.info.kernels)
     before = metal.num_launches
-    assert_same(run(runner, submits, config=Config(max_num_seqs=4)), expected)
+    tolerance = 1e-4 if dtype == "auto" else 1e-3
+    assert_same(run(runner, submits, config=Config(max_num_seqs=4)), expected, tolerance=tolerance)
     assert metal.num_launches > before
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8", "int4"])
+def test_whole_pages_are_copied_as_they_are(
+    metal: MetalStandIn, dtype: str, open_runner: Callable[..., Runner]
+) -> None:
+    runner = open_runner("llama", kernels=Kernels("metal"), max_num_seqs=4, kv_cache_dtype=dtype, num_pages=8)
+    run(runner, [submit("a", prompts(70)[0], max_tokens=1)], config=Config(max_num_seqs=4))
+    pages = runner._pages  # type: ignore[attr-defined]
+    pages.copy([(1, 6), (2, 7)])
+    for array in [array for pool in pages.pools for array in pool.arrays]:
+        by_page = array.reshape(2, 8, -1)  # heads, pages
+        assert mx.array_equal(by_page[:, 6:8], by_page[:, 1:3])
+        assert mx.any(by_page[:, 1] != 0)
