@@ -24,6 +24,10 @@ class NewSequence(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     num_prompt: int
     """How many of `token_ids` are the prompt."""
+    num_cached: int = 0
+    """Tokens that it starts with: in pages that it shares, and in the checkpoint."""
+    checkpoint: int | None = None
+    """What its layers outside pages start from; None starts them empty. Rows in it may hold more than `num_cached`."""
 
 
 class PrefillRow(msgspec.Struct, frozen=True):
@@ -51,16 +55,31 @@ class DecodeRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Orders for one forward pass. Carried out in field order: released, new, copies, prefills, decodes."""
+    """Orders for one forward pass, carried out in the order of the fields.
+
+    A *checkpoint* is a copy of what a sequence has outside pages: rows and recurrent states. The scheduler numbers them.
+    """
 
     number: int
     released: tuple[int, ...] = ()
     """Slots whose sequence ended or was preempted; their state may be dropped."""
-    new: tuple[NewSequence, ...] = ()
+    exports: tuple[int, ...] = ()
+    """Pages whose bytes are wanted, as they are before this step; see `StepResult.exported`."""
+    checkpoint_exports: tuple[int, ...] = ()
+    """Checkpoints whose bytes are wanted."""
+    dropped: tuple[int, ...] = ()
+    """Checkpoints that are of no more use."""
+    imports: tuple[tuple[int, bytes], ...] = ()
+    """(page id, bytes that were exported from a page of the same model)."""
+    checkpoint_imports: tuple[tuple[int, bytes], ...] = ()
+    """(number of a new checkpoint, bytes that were exported from one of the same model)."""
     copies: tuple[tuple[int, int], ...] = ()
-    """(source, target) page ids, copied before anything is written."""
+    """(source, target) page ids; all sources are read before any target is written."""
+    new: tuple[NewSequence, ...] = ()
     prefills: tuple[PrefillRow, ...] = ()
     decodes: tuple[DecodeRow, ...] = ()
+    checkpoints: tuple[tuple[int, int], ...] = ()
+    """(slot, number of a new checkpoint), taken once the rows above are computed."""
 
     @property
     def sampled_slots(self) -> tuple[int, ...]:
@@ -89,6 +108,10 @@ class StepResult(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...] | None = None
     """None when no row of the step asked for them."""
+    exported: tuple[bytes, ...] = ()
+    """Of `Step.exports`, in order; then of `Step.checkpoint_exports`."""
+    checkpoint_bytes: tuple[int, ...] = ()
+    """Sizes of `Step.checkpoints`, then of `Step.checkpoint_imports`, in order."""
     elapsed_s: float = 0.0
     """From the end of the step before (or the launch, if later) to the end of this one: what the step cost."""
 
@@ -137,6 +160,10 @@ class RunnerInfo(msgspec.Struct, frozen=True):
     """False if sequences must be decoded one at a time (the runner does so itself)."""
     notes: tuple[str, ...] = ()
     """Lines worth showing at start-up, such as the BLAS in use."""
+    fingerprint: bytes = b""
+    """16 bytes that stand for the model and for how its state is kept: state of another must not be used. Empty: none."""
+    checkpoint_bytes: int = 0
+    """Room for checkpoints; 0 if all layers are in pages."""
     kernels: tuple[KernelStatus, ...] = ()
     """The kernels that this model needs on this GPU; none on a CPU."""
     memory: MemoryUse = MemoryUse()
