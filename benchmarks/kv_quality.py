@@ -29,7 +29,7 @@ from vllm_mlx import LLM, SamplingParams
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.config import Config
 from vllm_mlx.models.resolve import resolve
-from vllm_mlx.runner import attention, device
+from vllm_mlx.runner import attention, device, weights
 from vllm_mlx.runner.geometry import SinglePlace
 from vllm_mlx.runner.kernel_choice import quantise_pages
 from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, inspect_layers
@@ -67,7 +67,8 @@ def load_model(path: Path) -> tuple[nn.Module, ModelLayers]:
     with untouched_file_limit():
         import mlx_lm.utils as library
     model, _ = library.load_model(path, lazy=True)
-    model.set_dtype(mx.float32)
+    found = device.probe()
+    weights.prepare(model, "fp32", found=found, dtype=mx.float32, memory_bytes=found.memory_bytes)
     attention.bind()
     layers = inspect_layers(model, batched=True)
     if len(layers.paged) < len(layers.shapes):
