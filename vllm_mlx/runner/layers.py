@@ -7,6 +7,7 @@ whether anything else reads the keys and values that a cache returns, such as la
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -168,7 +169,11 @@ def inspect_layers(model: nn.Module, *, batched: bool) -> ModelLayers:
 
 def flat_caches(model: nn.Module) -> list[Any]:
     """The library's own empty caches of one sequence, composite ones taken apart."""
-    caches = make_prompt_cache(model)
+    return parts_of(make_prompt_cache(model))
+
+
+def parts_of(caches: Iterable[Any]) -> list[Any]:
+    """The library's caches, composite ones taken apart."""
     return [part for cache in caches for part in (cache.caches if isinstance(cache, CacheList) else (cache,))]
 
 

@@ -91,6 +91,11 @@ class BatchRowView:
 class BatchLayer(Protocol):
     """One layer's rows of the running batch."""
 
+    @property
+    def cache(self) -> Any:
+        """What holds them: a `RowCache` or the library's own cache."""
+        ...
+
     def join(self, position: int, single: Any) -> None:
         """Put a sequence's own cache at `position`, the end of the batch."""
         ...
@@ -106,6 +111,11 @@ class BatchLayer(Protocol):
 
 class RowBatch(RowCache):
     """`RowCache` of the running batch."""
+
+    @property
+    def cache(self) -> RowCache:
+        """See BatchLayer."""
+        return self
 
     def join(self, position: int, single: RowCache) -> None:
         """See BatchLayer."""
@@ -195,6 +205,12 @@ class Residents:
     def arrays(self) -> list[mx.array]:
         """What a step writes in the batch."""
         return [array for layer in self.layers for array in layer.arrays()]
+
+    def holders(self, slot: int) -> tuple[list[Any], int]:
+        """The caches that hold a sequence, a layer each, and its row in them."""
+        if slot in self.singles:
+            return self.singles[slot], 0
+        return [layer.cache for layer in self.layers], self.order.index(slot)
 
     def _take_out(self, slot: int, *, keep: bool) -> None:
         position, last = self.order.index(slot), len(self.order) - 1

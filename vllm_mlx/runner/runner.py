@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -27,10 +27,11 @@ from vllm_mlx.core.step import (
     Step,
     StepResult,
 )
-from vllm_mlx.runner import device
+from vllm_mlx.runner import checkpoints, device
+from vllm_mlx.runner.checkpoints import Checkpoint, Checkpoints
 from vllm_mlx.runner.decode_step import DecodeStep
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
-from vllm_mlx.runner.layers import ModelLayers, flat_caches
+from vllm_mlx.runner.layers import ModelLayers, flat_caches, parts_of
 from vllm_mlx.runner.pages import GrowingPages, PageStore
 from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, SingleRowView, StateBatch
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
@@ -54,6 +55,7 @@ class Launched(msgspec.Struct, frozen=True, eq=False):
     marker: mx.array | None
     """A number that is there when the step is done; None if it computes nothing."""
     launched_at: float
+    checkpoint_bytes: tuple[int, ...]
 
 
 class MlxRunner:
@@ -79,6 +81,7 @@ class MlxRunner:
         self._sampler = Sampler(layers.vocab_size)
         self._last_tokens = mx.zeros((max_rows + 1,), mx.int32)
         self._own: dict[int, list[Any]] = {}
+        self._checkpoints = Checkpoints()
         self._residents = Residents(_batch_layers(model, layers))
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
         self._finished_at = 0.0
@@ -100,8 +103,9 @@ class MlxRunner:
         """
         launched_at = time.monotonic()
         self._start_held_back()
-        self._take_slots(step)
         self._pages.copy(step.copies)
+        self._take_slots(step)
+        self._checkpoints.drop(step.dropped)
         sampled, order, logits = self._decode(step.decodes)
         for row in step.prefills:
             last = self._prefill(row)
@@ -110,13 +114,17 @@ class MlxRunner:
                 logits.append(last)
         if logits:
             sampled.append(self._sample(logits, order[-sum(part.shape[0] for part in logits) :]))
+        taken = self._take_checkpoints(step)
         slots = tuple(row.slot for row in order)
-        written = [*self._written(step), *logits]
+        kept = [array for checkpoint in taken for array in checkpoint.arrays()]
+        written = [*kept, *self._written(step), *logits]
         if sampled and (not self._holds_back or not step.decodes):
             # Only a decode reads them: without it, step after step would pile up on graphs that nobody evaluates.
             written.append(self._last_tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
-        self._held_back = launched = Launched(step, sampled, slots, written, marker, launched_at)
+        self._held_back = launched = Launched(
+            step, sampled, slots, written, marker, launched_at, tuple(checkpoint.nbytes for checkpoint in taken)
+        )
         if not self._holds_back:
             self._start_held_back()
         return launched
@@ -140,7 +148,12 @@ class MlxRunner:
 
     def memory(self) -> MemoryUse:
         """Bytes in use now."""
-        return device.memory_use(weights=self._info.memory.weights, pages=self._pages.nbytes)
+        use = device.memory_use(weights=self._info.memory.weights, pages=self._pages.nbytes)
+        single = [caches for group in (self._residents.singles, self._own) for caches in group.values()]
+        rows = [*_arrays(itertools.chain(*single)), *self._residents.arrays()]
+        return msgspec.structs.replace(
+            use, rows=sum(array.nbytes for array in rows), checkpoints=self._checkpoints.nbytes
+        )
 
     def warm(self, progress: ProgressCallback) -> None:
         """On a GPU, compile what the first requests will need; the rest is compiled in idle time."""
@@ -194,6 +207,7 @@ class MlxRunner:
         self._last_tokens = mx.zeros((1,), mx.int32)  # the old ones may depend on a step that was never computed
         self._sampler = Sampler(self._layers.vocab_size)
         self._own.clear()
+        self._checkpoints = Checkpoints()
         self._residents = Residents([])
         if self._decode_step is not None:
             self._decode_step.close()
@@ -217,7 +231,8 @@ class MlxRunner:
             handle.step.number,
             tuple(tokens[slot] for slot in slots),
             tuple(logprobs.get(slot) for slot in slots) if logprobs else None,
-            elapsed_s,
+            checkpoint_bytes=handle.checkpoint_bytes,
+            elapsed_s=elapsed_s,
         )
 
     def _take_slots(self, step: Step) -> None:
@@ -230,10 +245,31 @@ class MlxRunner:
 
     def _start(self, new: NewSequence) -> None:
         self._sampler.add(new)
+        caches = self._fresh_singles() if self._is_batched else make_prompt_cache(self._model)
+        if new.checkpoint is not None:
+            kept = self._checkpoints[new.checkpoint]
+            checkpoints.restore(kept, parts_of(caches), num_tokens=new.num_cached)
         if self._is_batched:
-            self._residents.add(new.slot, self._fresh_singles())
+            self._residents.add(new.slot, caches)
         else:
-            self._own[new.slot] = make_prompt_cache(self._model)
+            self._own[new.slot] = caches
+
+    def _take_checkpoints(self, step: Step) -> list[Checkpoint]:
+        """Keep what the step asks for of its rows, as they are now."""
+        if not step.checkpoints:
+            return []
+        num_tokens = {row.slot: row.position + 1 for row in step.decodes}
+        num_tokens |= {row.slot: row.start + len(row.token_ids) for row in step.prefills}
+        return [self._take_checkpoint(slot, number, num_tokens[slot]) for slot, number in step.checkpoints]
+
+    def _take_checkpoint(self, slot: int, number: int, num_tokens: int) -> Checkpoint:
+        if self._is_batched:
+            caches, row = self._residents.holders(slot)
+            checkpoint = checkpoints.take(caches, row, num_tokens=num_tokens)
+        else:
+            checkpoint = checkpoints.take_whole(parts_of(self._own[slot]))
+        self._checkpoints.keep(number, checkpoint)
+        return checkpoint
 
     def _fresh_singles(self) -> list[Any]:
         """Empty caches of one sequence, for the layers that are not paged."""
@@ -328,10 +364,13 @@ class MlxRunner:
         singles = [self._residents.singles.get(row.slot, ()) for row in step.prefills]
         slots = (*(row.slot for row in step.prefills), *(row.slot for row in step.decodes))
         own = [self._own.get(slot, ()) for slot in slots]
-        caches = [cache for group in (*singles, *own) for cache in group]
-        states = [cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches]
-        arrays = [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
-        return [*self._pages.written(), *self._residents.arrays(), *arrays]
+        return [*self._pages.written(), *self._residents.arrays(), *_arrays(itertools.chain(*singles, *own))]
+
+
+def _arrays(caches: Iterable[Any]) -> list[mx.array]:
+    """All arrays of caches, ours and the library's."""
+    states = [cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches]
+    return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
 
 
 def _batch_layers(model: nn.Module, layers: ModelLayers) -> list[Any]:
