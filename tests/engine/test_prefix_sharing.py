@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import Output, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.kv.disk import DiskCache, open_disk
 from vllm_mlx.testing.fake import FakeRunner
 
 PAGE = 4
 VOCAB_SIZE = 7
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "pages": {},
+    "rows": {"num_pages": 0},
+    "state": {"num_pages": 0, "state": Layout.STATE},
+    "pages and state": {"state": Layout.STATE},
+    "pages and rows": {"state": Layout.ROWS},
+}
+"""Of models, by what they keep."""
+
+
 class World:
     """Scheduler and runner in the order of the engine loop; counts the tokens that are computed."""
 
-    def __init__(self, *, num_pages: int = 64, **given: Any) -> None:
-        self.runner = FakeRunner(num_pages=num_pages, page_size=PAGE, vocab_size=VOCAB_SIZE, max_model_len=64)
-        self.scheduler = Scheduler(self.runner.info, Config(**{"prefill_step_size": 8, **given}), clock=lambda: 0.0)
+    def __init__(
+        self,
+        kind: str = "pages",
+        *,
+        num_pages: int = 64,
+        checkpoint_bytes: int = 1 << 20,
+        disk: Path | None = None,
+        **given: Any,
+    ) -> None:
+        options: dict[str, Any] = {"num_pages": num_pages, "checkpoint_bytes": checkpoint_bytes, **KINDS[kind]}
+        self.runner = FakeRunner(
+            page_size=PAGE, vocab_size=VOCAB_SIZE, max_model_len=64, fingerprint=b"fingerprint-of-x", **options
+        )
+        stored: dict[str, Any] = {"ssd_cache_dir": str(disk), "ssd_cache_min_free_gb": 0} if disk else {}
+        config = Config(**{"prefill_step_size": 8, **stored, **given})
+        self.disk: DiskCache | None = open_disk(config, self.runner.info)
+        self.scheduler = Scheduler(self.runner.info, config, disk=self.disk, clock=lambda: 0.0)
         self.in_flight: Any = None
         self.num_prefilled = 0
         self.outputs: dict[str, list[Output]] = {}
@@ -43,7 +75,14 @@ class World:
         for one in submits:
             self.scheduler.submit(one)
         while self.scheduler.has_work or self.in_flight:
+            if self.scheduler.waits_for_disk:
+                time.sleep(0.001)
             self.round()
+
+    def close(self) -> None:
+        """What is worth keeping is on disk afterwards."""
+        if self.disk is not None:
+            self.disk.close()
 
     def tokens(self, name: str) -> tuple[int, ...]:
         return tuple(token for output in self.outputs[name] for token in output.token_ids)
@@ -51,34 +90,146 @@ class World:
     def num_cached(self, name: str) -> int:
         return self.outputs[name][0].num_cached
 
+    def history(self, name: str, prompt: Any) -> list[int]:
+        """A prompt and its answer."""
+        return [*(token % VOCAB_SIZE for token in prompt), *self.tokens(name)]
 
-def submit(name: str, token_ids: Any, *, max_tokens: int = 6, salt: bytes = b"", seed: int = 1) -> Submit:
+
+@contextmanager
+def opened(*given: Any, **settings: Any) -> Iterator[World]:
+    world = World(*given, **settings)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def submit(
+    name: str, token_ids: Any, *, max_tokens: int = 6, salt: bytes = b"", seed: int = 1, **given: Any
+) -> Submit:
     sampling = SamplingParams(temperature=0.8, seed=seed, max_tokens=max_tokens)
-    return Submit(name, Prompt(tuple(token % VOCAB_SIZE for token in token_ids), salt), sampling)
+    return Submit(name, Prompt(tuple(token % VOCAB_SIZE for token in token_ids), salt), sampling, **given)
 
 
-def test_the_same_prompt_again_computes_only_its_end() -> None:
-    world = World()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_prompt_again_computes_only_its_end(kind: str) -> None:
+    world = World(kind)
     world.run(submit("a", range(22)))
     assert world.num_prefilled == 22
     world.run(submit("b", range(22)))
-    assert world.num_prefilled == 22 + 2
-    assert (world.num_cached("a"), world.num_cached("b")) == (0, 20)
+    assert world.num_cached("a") == 0
+    # Pages are shared to the last token but one, other state from where it was kept.
+    num_cached = 21 if kind == "pages" else 20
+    assert world.num_cached("b") == num_cached
+    assert world.num_prefilled == 22 + 22 - num_cached
     assert world.tokens("a") == world.tokens("b")
 
 
-def test_the_next_turn_of_a_chat_finds_the_answer_too() -> None:
-    world = World()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_turn_of_a_chat_finds_the_answer_too(kind: str) -> None:
+    world = World(kind)
     world.run(submit("a", range(10), max_tokens=12))
-    history = [*(token % VOCAB_SIZE for token in range(10)), *world.tokens("a")]
-    world.run(submit("b", [*history, 1, 2, 3]))
-    assert world.num_cached("b") == 20
+    world.run(submit("b", [*world.history("a", range(10)), 1, 2, 3]))
+    rows = {"pages": 21, "state": 20, "pages and state": 20}
+    assert world.num_cached("b") == rows.get(kind, 8)  # rows are copied every 256 tokens only
+
+
+def test_rows_are_found_by_any_shorter_beginning() -> None:
+    world = World("rows")
+    world.run(submit("a", range(30)))
+    world.run(submit("b", [*range(13), 6, 6]))
+    assert world.num_cached("b") == 12
+
+
+@pytest.mark.parametrize("kind", ["state", "pages and state"])
+def test_state_is_found_at_breakpoints_only(kind: str) -> None:
+    world = World(kind)
+    world.run(submit("a", range(30), breakpoints=(9, 17)))
+    world.run(submit("b", [*range(15), 6, 6, 6, 6]))
+    world.run(submit("c", [*range(26), 6, 6, 6, 6]))
+    assert (world.num_cached("b"), world.num_cached("c")) == (8, 16)
+
+
+def test_part_of_a_page_is_copied_not_shared() -> None:
+    world = World()
+    world.run(submit("a", range(11), max_tokens=1))
+    world.run(submit("b", [*range(10), 6, 6, 6], max_tokens=3))
+    assert world.num_cached("b") == 10
+
+
+def test_forks_compute_their_prompt_once() -> None:
+    world = World()
+    world.run(*(submit(str(i), range(22), seed=i) for i in range(4)))
+    assert [world.num_cached(str(i)) for i in range(4)] == [0, 21, 21, 21]
+    assert world.num_prefilled == 22 + 3
+
+
+def test_old_checkpoints_make_room_for_new_ones() -> None:
+    world = World("state", checkpoint_bytes=200)
+    for i in range(8):
+        world.run(submit(str(i), [i] * 22, max_tokens=1))
+    world.run()
+    assert 0 < len(world.runner.checkpoints) <= 3
+    world.run(submit("again", [0] * 22, max_tokens=1))
+    assert world.num_cached("again") == 20  # same tokens modulo the vocabulary: the last ones are there
+
+
+def test_pinned_prompt_outlives_the_memory_of_others() -> None:
+    world = World(num_pages=24)
+    world.run(submit("pinned", range(20), max_tokens=1, pinned=True))
+    for i in range(6):
+        world.run(submit(str(i), [i, i, *range(40)], max_tokens=1))
+    assert world.scheduler.stats().pages_pinned == 5
+    world.run(submit("b", range(20), max_tokens=1))
+    assert world.num_cached("b") >= 16
+    world.scheduler.forget()
+    world.run(submit("c", range(20), max_tokens=1))
+    assert (world.num_cached("c"), world.scheduler.stats().pages_pinned) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_used_twice_is_found_after_a_restart(kind: str, tmp_path: Path) -> None:
+    with opened(kind, disk=tmp_path) as world:
+        world.run(submit("a", range(40)), submit("once", [3] * 20))
+        world.run(submit("b", range(40)))
+    with opened(kind, disk=tmp_path) as world:
+        match = world.scheduler.lookup(Prompt(tuple(token % VOCAB_SIZE for token in range(40))))
+        assert (match.num_memory, match.num_stored) == (0, 36)
+        world.run(submit("c", range(40)), submit("d", [3] * 20))
+        assert (world.num_cached("c"), world.num_cached("d")) == (36, 0)
+        assert world.scheduler.forget().num_stored > 0
+        world.run(submit("e", range(40)))
+        assert world.num_cached("e") == 0
+
+
+def test_other_models_state_on_disk_is_not_found(tmp_path: Path) -> None:
+    with opened(disk=tmp_path) as world:
+        for name in "ab":
+            world.run(submit(name, range(40)))
+    runner = FakeRunner(page_size=PAGE, fingerprint=b"fingerprint-of-y")
+    disk = open_disk(Config(ssd_cache_dir=str(tmp_path), ssd_cache_min_free_gb=0), runner.info)
+    assert disk is not None
+    assert disk.stats().num_blobs == 0
+    disk.close()
+
+
+def test_aborted_reader_leaves_nothing_behind(tmp_path: Path) -> None:
+    with opened(disk=tmp_path) as world:
+        for name in "ab":
+            world.run(submit(name, range(40)))
+    with opened(disk=tmp_path) as world:
+        world.scheduler.submit(submit("c", range(40)))
+        world.scheduler.plan()
+        assert world.scheduler.stats().num_loading == 1
+        world.scheduler.abort("c")
+        world.run(submit("d", range(40)))
+        assert len(world.tokens("d")) == 6
 
 
 def test_two_prompts_that_arrive_together_compute_their_prefix_once() -> None:
     world = World()
     world.run(submit("a", range(20)), submit("b", [*range(17), 5, 5, 5, 5]), submit("c", range(20), seed=9))
-    assert world.num_cached("b") == world.num_cached("c") == 16
+    assert (world.num_cached("b"), world.num_cached("c")) == (16, 16)
     assert world.num_prefilled == 20 + 5 + 4
 
 
@@ -119,13 +270,6 @@ def test_other_tenants_share_nothing() -> None:
     assert (world.num_cached("b"), world.num_prefilled) == (0, 44)
 
 
-def test_models_with_other_layers_share_nothing() -> None:
-    world = World(num_pages=0)
-    world.run(submit("a", range(22)))
-    world.run(submit("b", range(22)))
-    assert world.num_cached("b") == 0
-
-
 def test_a_preempted_sequence_finds_its_own_pages_again() -> None:
     world = World(num_pages=13)
     world.run(*(submit(str(i), [i, *range(14)], max_tokens=14) for i in range(3)))
@@ -135,24 +279,70 @@ def test_a_preempted_sequence_finds_its_own_pages_again() -> None:
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=40)
 arrivals = st.lists(
-    st.tuples(prompts, st.integers(1, 12), st.integers(0, 2), st.sampled_from([b"", b"x"])), min_size=1, max_size=12
+    st.tuples(
+        prompts,
+        st.integers(1, 12),
+        st.integers(0, 2),
+        st.sampled_from([b"", b"x"]),
+        st.sampled_from(["", "", "", "abort", "pin", "forget"]),
+        st.lists(st.integers(0, 40), max_size=3).map(lambda points: tuple(sorted(points))),
+    ),
+    min_size=1,
+    max_size=12,
 )
+gaps = st.lists(st.integers(0, 6), min_size=12, max_size=12)
 
 
-@settings(max_examples=120, deadline=None)
-@given(arrivals=arrivals, gaps=st.lists(st.integers(0, 6), min_size=12, max_size=12), num_pages=st.integers(14, 40))
+def play(world: World, arrivals: list[Any], gaps: list[int]) -> None:
+    for i, (prompt, max_tokens, seed, salt, event, breakpoints) in enumerate(arrivals):
+        more = {"max_tokens": max_tokens, "seed": seed, "pinned": event == "pin", "breakpoints": breakpoints}
+        world.scheduler.submit(submit(str(i), prompt, salt=salt, **more))
+        for _ in range(gaps[i]):
+            world.round()
+        if event == "abort":
+            world.scheduler.abort(str(i))
+        elif event == "forget":
+            world.scheduler.forget()
+    world.run()
+
+
+def check_equal(sharing: World, alone: World, arrivals: list[Any]) -> None:
+    for i, (*_, event, _) in enumerate(arrivals):
+        ours, theirs = (sharing.tokens(str(i)) if str(i) in sharing.outputs else (), alone.tokens(str(i)))
+        assert ours == (theirs[: len(ours)] if event == "abort" else theirs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    arrivals=arrivals,
+    gaps=gaps,
+    num_pages=st.integers(28, 60),
+    checkpoint_bytes=st.sampled_from([0, 90, 400, 4000]),
+)
 def test_sharing_changes_no_token(
-    arrivals: list[tuple[list[int], int, int, bytes]], gaps: list[int], num_pages: int
+    kind: str, arrivals: list[Any], gaps: list[int], num_pages: int, checkpoint_bytes: int
 ) -> None:
-    worlds = [World(num_pages=num_pages, prefix_cache=shared, max_num_seqs=3) for shared in (True, False)]
-    for world in worlds:
-        for i, (prompt, max_tokens, seed, salt) in enumerate(arrivals):
-            world.scheduler.submit(submit(str(i), prompt, max_tokens=max_tokens, seed=seed, salt=salt))
-            for _ in range(gaps[i]):
-                world.round()
-        world.run()
-    sharing, alone = worlds
-    assert {name: sharing.tokens(name) for name in sharing.outputs} == {
-        name: alone.tokens(name) for name in alone.outputs
-    }
-    assert sharing.num_prefilled <= alone.num_prefilled + sum(len(prompt) for prompt, *_ in arrivals)
+    sharing = World(kind, num_pages=num_pages, checkpoint_bytes=checkpoint_bytes, max_num_seqs=3)
+    play(sharing, arrivals, gaps)
+    alone = World(kind, prefix_cache=False)
+    play(alone, [(*arrival[:4], "", arrival[5]) for arrival in arrivals], gaps)
+    check_equal(sharing, alone, arrivals)
+    assert set(sharing.runner.checkpoints) <= set(range(10_000))
+    sharing.scheduler.forget()
+    sharing.run()
+    assert sharing.runner.checkpoints == ()
+
+
+@settings(max_examples=25, deadline=None)
+@given(kind=st.sampled_from(sorted(KINDS)), arrivals=arrivals, gaps=gaps, restart_at=st.integers(0, 11))
+def test_a_disk_and_a_restart_change_no_token(
+    kind: str, arrivals: list[Any], gaps: list[int], restart_at: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (slice(0, restart_at), slice(restart_at, None)):
+            with opened(kind, disk=Path(folder), num_pages=28, checkpoint_bytes=300, max_num_seqs=3) as world:
+                play(world, arrivals[part], gaps)
+            alone = World(kind, prefix_cache=False)
+            play(alone, [(*arrival[:4], "", arrival[5]) for arrival in arrivals[part]], gaps)
+            check_equal(world, alone, arrivals[part])

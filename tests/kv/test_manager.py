@@ -17,7 +17,8 @@ B = range(200, 300)
 
 def take(kv: KVManager, seq_id: str, token_ids: Sequence[int], **given: object) -> object:
     """Admit a sequence with room for its known tokens."""
-    return kv.admit(seq_id, token_ids, **{"num_tokens": len(token_ids), **given})  # type: ignore[arg-type]
+    admitted = kv.admit(seq_id, token_ids, **{"num_tokens": len(token_ids), **given})  # type: ignore[arg-type]
+    return admitted if isinstance(admitted, Admission) else admitted.num_cached
 
 
 def fill(kv: KVManager, seq_id: str, token_ids: Sequence[int]) -> None:
@@ -101,14 +102,15 @@ def test_a_prefix_is_shared_while_its_owner_runs_and_after() -> None:
     kv = KVManager(20, page_size=4)
     take(kv, "a", A[:10])
     fill(kv, "a", A[:10])
-    assert take(kv, "b", [*A[:9], 1, 2, 3]) == 8
+    assert take(kv, "b", [*A[:9], 1, 2, 3]) == 9
     assert kv.page_ids("b")[:2] == kv.page_ids("a")[:2]
     assert kv.page_ids("b")[2] not in kv.page_ids("a")
+    assert kv.take_orders(max_exports=0).copies == ((kv.page_ids("a")[2], kv.page_ids("b")[2]),)
     kv.release("a")
     kv.release("b")
     kv.check()
-    assert (kv.num_used, kv.num_kept) == (0, 2)
-    assert take(kv, "c", A[:20]) == 8
+    assert (kv.num_used, kv.figures().pages_kept) == (0, 3)  # and the tail that was left last
+    assert take(kv, "c", A[:20]) == 10
     kv.check()
 
 
@@ -161,9 +163,9 @@ def test_room_is_made_of_the_prefixes_given_back_longest_ago_from_their_end() ->
         take(kv, seq_id, tokens[:12])
         fill(kv, seq_id, tokens[:12])
         kv.release(seq_id)
-    assert (kv.num_kept, kv.num_free) == (6, 6)
+    assert (kv.figures().pages_kept, kv.num_free) == (6, 6)
     take(kv, "c", range(8))
-    assert kv.num_evicted == 2
+    assert kv.figures().num_evicted_pages == 2
     kv.release("c")
     assert take(kv, "a", A[:13]) == 4
     kv.release("a")
@@ -196,7 +198,7 @@ def test_without_sharing_nothing_is_found_or_kept() -> None:
     assert take(kv, "b", A[:12]) == 0
     kv.release("a")
     kv.release("b")
-    assert kv.num_kept == 0
+    assert kv.figures().pages_kept == 0
 
 
 def test_forgetting_frees_what_nobody_uses_and_hides_the_rest() -> None:
@@ -205,7 +207,7 @@ def test_forgetting_frees_what_nobody_uses_and_hides_the_rest() -> None:
         take(kv, seq_id, tokens[:8])
         fill(kv, seq_id, tokens[:8])
     kv.release("a")
-    assert kv.forget() == 2
+    assert kv.forget() == (2, 0, 0)
     kv.check()
     assert take(kv, "c", A[:9]) == 0
     assert take(kv, "d", B[:9]) == 0
@@ -237,7 +239,7 @@ def test_no_page_is_lost_whatever_happens(num_pages: int, page_size: int, moves:
     for seq_id, move, count in moves:
         known = tokens[seq_id]
         if move == "admit" and seq_id not in held:
-            found = kv.admit(seq_id, known[:count], num_tokens=count)
+            found = take(kv, seq_id, known[:count])
             if isinstance(found, int):
                 assert found < count
                 held[seq_id] = count
@@ -246,14 +248,17 @@ def test_no_page_is_lost_whatever_happens(num_pages: int, page_size: int, moves:
         elif move == "commit" and seq_id in held:
             kv.commit(seq_id, known, num_computed=min(count, held[seq_id]))
         elif move == "release":
-            kv.release(seq_id)
+            kv.release(seq_id, known)
             held.pop(seq_id, None)
         elif move == "forget":
             kv.forget()
         kv.check()
+        if count % 3 == 0:
+            kv.take_orders(max_exports=0)
         assert all(len(kv.page_ids(key)) == kv.pages_for(length) for key, length in held.items())
     for seq_id in tokens:
         kv.release(seq_id)
+    kv.take_orders(max_exports=0)
     kv.check()
     assert kv.num_used == 0
     assert kv.num_free == kv.num_usable

@@ -121,6 +121,34 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     outputs: tuple[Output, ...]
 
 
+class DiskStats(msgspec.Struct, frozen=True):
+    """Figures of the cache on disk; counts are since the engine started."""
+
+    num_blobs: int
+    """Pages and checkpoints that this model may load."""
+    size_bytes: int
+    """Of those."""
+    queued_bytes: int
+    """Memory of what waits to be written."""
+    ahead_bytes: int
+    """Memory of what was read and not taken yet."""
+    num_saved: int
+    bytes_written: int
+    num_hits: int
+    """Blobs loaded."""
+    bytes_read: int
+    num_misses: int
+    """Blobs that were asked for and could not be loaded."""
+    num_corrupt: int
+    """Files that were not what had been written."""
+    num_evicted: int
+    """Files deleted to make room."""
+    num_refused: dict[str, int]
+    """Blobs that were not written, by reason."""
+    problem: str | None = None
+    """Why nothing is written now."""
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """The engine's state, sent a few times a second while busy and when it becomes idle; also its heartbeat."""
 
@@ -135,6 +163,10 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     """Pages of pinned prefixes, used or not; they are never given to others."""
     num_checkpoints: int = 0
     """Remembered states of layers that cannot be cut."""
+    num_loading: int = 0
+    """Waiting sequences whose prefix is being loaded from the disk."""
+    disk: DiskStats | None = None
+    """Figures of the cache on disk, if there is one."""
     num_evicted_pages: int = 0
     """Pages of remembered prefixes that were given to others, since this engine started."""
     num_preemptions: int = 0

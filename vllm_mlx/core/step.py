@@ -57,7 +57,7 @@ class DecodeRow(msgspec.Struct, frozen=True, gc=False):
 class Step(msgspec.Struct, frozen=True):
     """Orders for one forward pass, carried out in the order of the fields.
 
-    A *checkpoint* is a copy of what a sequence has outside pages: rows and recurrent states. The scheduler numbers them.
+    A *checkpoint* is a copy of what a sequence has outside pages, rows and recurrent states. The scheduler numbers it.
     """
 
     number: int
@@ -67,8 +67,6 @@ class Step(msgspec.Struct, frozen=True):
     """Pages whose bytes are wanted, as they are before this step; see `StepResult.exported`."""
     checkpoint_exports: tuple[int, ...] = ()
     """Checkpoints whose bytes are wanted."""
-    dropped: tuple[int, ...] = ()
-    """Checkpoints that are of no more use."""
     imports: tuple[tuple[int, bytes], ...] = ()
     """(page id, bytes that were exported from a page of the same model)."""
     checkpoint_imports: tuple[tuple[int, bytes], ...] = ()
@@ -76,6 +74,8 @@ class Step(msgspec.Struct, frozen=True):
     copies: tuple[tuple[int, int], ...] = ()
     """(source, target) page ids; all sources are read before any target is written."""
     new: tuple[NewSequence, ...] = ()
+    dropped: tuple[int, ...] = ()
+    """Checkpoints that are of no more use; a sequence that starts in this step may still start from one."""
     prefills: tuple[PrefillRow, ...] = ()
     decodes: tuple[DecodeRow, ...] = ()
     checkpoints: tuple[tuple[int, int], ...] = ()
@@ -161,7 +161,7 @@ class RunnerInfo(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     """Lines worth showing at start-up, such as the BLAS in use."""
     fingerprint: bytes = b""
-    """16 bytes that stand for the model and for how its state is kept: state of another must not be used. Empty: none."""
+    """16 bytes that stand for the model and for how its state is kept: no other's may be used. Empty: unknown."""
     checkpoint_bytes: int = 0
     """Room for checkpoints; 0 if all layers are in pages."""
     kernels: tuple[KernelStatus, ...] = ()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.errors import ModelError
+from vllm_mlx.core.errors import ConfigError, ModelError
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import (
     Abort,
@@ -28,10 +28,14 @@ from vllm_mlx.core.messages import (
 )
 from vllm_mlx.core.step import Runner, RunnerFactory
 from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.kv.disk import DiskCache, open_disk
 
 log = get_logger("engine")
 
 STATS_INTERVAL_S = 0.25
+DISK_PAUSE_S = 0.002
+"""Between two looks at what was loaded, when nothing else can be done."""
+WRITE_OUT_TIMEOUT_S = 5.0
 REST_AFTER_S = 2.0
 """The next request of a conversation comes soon; memory dropped before would have to be asked for again."""
 
@@ -67,6 +71,7 @@ class Engine:
         self._config = config
         self._inbox = inbox
         self._outbox = outbox
+        self._disk: DiskCache | None = None
         self._in_flight: Any = None
         self._is_resting = False
         self._stats_sent_at = 0.0
@@ -82,10 +87,12 @@ class Engine:
         runner: Runner | None = None
         try:
             self._runner = runner = self._factory(self._send_progress)
-            self._scheduler = Scheduler(runner.info, self._config)
+            self._disk = open_disk(self._config, runner.info)
+            self._scheduler = Scheduler(runner.info, self._config, disk=self._disk)
             self._outbox.send(Ready(runner.info))
             self._loop()
-        except ModelError as error:
+            self._write_out()
+        except (ModelError, ConfigError) as error:
             self._outbox.send(Failed(error.message, is_model_error=True))
         except Exception as error:
             log.exception("the engine failed")
@@ -93,6 +100,8 @@ class Engine:
         finally:
             self.step_started_at = None
             self._in_flight = None  # it holds on to what the runner is about to free
+            if self._disk is not None:
+                self._disk.close()
             _close(runner)
 
     def _loop(self) -> None:
@@ -105,7 +114,7 @@ class Engine:
 
     def _receive(self) -> bool:
         """Take messages in, waiting for one if there is nothing else to do; False when the engine is to end."""
-        for message in self._inbox.receive(0) if self._is_busy else self._rest():
+        for message in self._inbox.receive(self._pause_s) if self._is_busy else self._rest():
             match message:
                 case Submit():
                     self._scheduler.submit(message)
@@ -144,6 +153,20 @@ class Engine:
         if time.monotonic() - self._stats_sent_at >= STATS_INTERVAL_S:
             self._send_stats()
 
+    def _write_out(self) -> None:
+        """Before the end: hand what is worth keeping to the disk."""
+        self._scheduler.abort_all()
+        deadline = time.monotonic() + WRITE_OUT_TIMEOUT_S
+        while self._disk is not None and self._is_busy and time.monotonic() < deadline:
+            launched = self._launch()
+            self._collect()
+            self._in_flight = launched
+
+    @property
+    def _pause_s(self) -> float:
+        """How long a message may be waited for although there is work."""
+        return DISK_PAUSE_S if self._in_flight is None and self._scheduler.waits_for_disk else 0
+
     @property
     def _is_busy(self) -> bool:
         return self._in_flight is not None or self._scheduler.has_work
@@ -161,8 +184,10 @@ class Engine:
         return self._inbox.receive(None)
 
     def _send_stats(self) -> None:
-        memory, busy = self._runner.memory(), self._is_busy
-        self.stats = msgspec.structs.replace(self._scheduler.stats(), memory=memory, busy=busy)
+        memory, disk = self._runner.memory(), self._disk.stats() if self._disk else None
+        if disk is not None:
+            memory = msgspec.structs.replace(memory, staging=disk.queued_bytes + disk.ahead_bytes)
+        self.stats = msgspec.structs.replace(self._scheduler.stats(), memory=memory, disk=disk, busy=self._is_busy)
         self._stats_sent_at = time.monotonic()
         self._outbox.send(self.stats)
 

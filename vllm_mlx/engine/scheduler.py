@@ -8,55 +8,26 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from operator import attrgetter
 
 import msgspec
 
-from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import CacheFreed, CacheMatch, FinishReason, Output, Stats, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
+from vllm_mlx.engine.draft import Draft, Launched, Taken
 from vllm_mlx.engine.pace import MIN_CHUNK_TOKENS, PrefillPace
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
+from vllm_mlx.kv.admission import checkpoint_rules
+from vllm_mlx.kv.disk import DiskCache
 from vllm_mlx.kv.manager import Admission, KVManager
 
 log = get_logger("engine")
+MAX_EXPORTS, MAX_IDLE_EXPORTS = 2, 16
+"""Pages that leave for the disk in a step that has other work, and in one that has none."""
 _order = attrgetter("order")
-
-
-class _Row(msgspec.Struct, frozen=True, gc=False):
-    """What a launched step does for one sequence."""
-
-    sequence: Sequence
-    num_computed: int
-    """Tokens in its cache once the step is done."""
-    samples: bool
-
-
-class _Launched(msgspec.Struct, frozen=True):
-    """A step that waits for its result."""
-
-    step: Step
-    rows: list[_Row]
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A step in the making; `rows` has decodes first, like `Step.sampled_slots`."""
-
-    new: list[NewSequence] = field(default_factory=list)
-    decodes: list[DecodeRow] = field(default_factory=list)
-    prefills: list[PrefillRow] = field(default_factory=list)
-    rows: list[_Row] = field(default_factory=list)
-
-    def add(self, sequence: Sequence, num_tokens: int, *, samples: bool) -> None:
-        """Count what a row will have done once the step is carried out."""
-        sequence.num_computed += num_tokens
-        sequence.num_pending += samples
-        self.rows.append(_Row(sequence, sequence.num_computed, samples))
 
 
 class Scheduler:
@@ -68,20 +39,32 @@ class Scheduler:
     pages and slot can be handed out at once.
     """
 
-    def __init__(self, info: RunnerInfo, config: Config, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        config: Config,
+        *,
+        disk: DiskCache | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._info = info
         self._max_sequences = config.max_num_seqs + config.max_waiting
         self._page_size = info.cache.page_size
         self._clock = clock
-        shares = config.prefix_cache and all(layer.layout is Layout.PAGES for layer in info.cache.layers)
-        self._kv = KVManager(info.num_pages, page_size=info.cache.page_size, shares_prefixes=shares)
+        self._kv = KVManager(
+            info.num_pages,
+            page_size=info.cache.page_size,
+            shares_prefixes=config.prefix_cache,
+            rules=checkpoint_rules(info),
+            disk=disk,
+        )
         self._pace = PrefillPace(config.prefill_step_size, stall_s=config.decode_stall_ms / 1000)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._free_slots = list(range(config.max_num_seqs))
         self._released: list[int] = []
-        self._launched: deque[_Launched] = deque()
+        self._launched: deque[Launched] = deque()
         self._outputs: list[Output] = []
         self._num_arrived = 0
         self._num_planned = 0
@@ -90,18 +73,25 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a sequence is unfinished or the runner must still be told of a slot that ended."""
-        return bool(self._sequences or self._released)
+        """Whether a sequence is unfinished or the runner must still be told of something."""
+        return bool(self._sequences or self._released or self._kv.has_orders)
+
+    def abort_all(self) -> None:
+        """Forget all sequences."""
+        for request_id in list(self._sequences):
+            self.abort(request_id)
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether all that can be done now is to look again whether the disk is done."""
+        return bool(self._waiting) and not self._running and self._kv.num_reading > 0
 
     def stats(self) -> Stats:
         """The scheduler's part of `Stats`."""
-        return Stats(
+        return msgspec.structs.replace(
+            self._kv.figures(),
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            pages_used=self._kv.num_used,
-            pages_free=self._kv.num_free,
-            pages_kept=self._kv.num_kept,
-            num_evicted_pages=self._kv.num_evicted,
             num_preemptions=self._num_preemptions,
             num_steps=self._num_planned,
             num_tokens=self._num_tokens,
@@ -109,12 +99,13 @@ class Scheduler:
 
     def lookup(self, prompt: Prompt) -> CacheMatch:
         """What the prompt would find if it were submitted now."""
-        num_memory = self._kv.lookup(prompt.token_ids, salt=prompt.salt)
-        return CacheMatch(len(prompt), num_memory=num_memory, num_stored=0, page_size=self._page_size)
+        num_memory, num_stored = self._kv.lookup(prompt.token_ids, salt=prompt.salt)
+        return CacheMatch(len(prompt), num_memory=num_memory, num_stored=num_stored, page_size=self._page_size)
 
     def forget(self) -> CacheFreed:
         """Drop all remembered prefixes; those that running sequences use are not found any more either."""
-        return CacheFreed(num_pages=self._kv.forget())
+        num_pages, num_checkpoints, num_stored = self._kv.forget()
+        return CacheFreed(num_pages, num_checkpoints, num_stored)
 
     def take_outputs(self) -> tuple[Output, ...]:
         """What there is to tell since the last call."""
@@ -131,7 +122,7 @@ class Scheduler:
         assert not set(slots) & set(self._free_slots), "a slot is both free and used"
         assert {*self._sequences.values()} == {*self._running, *self._waiting}, "a sequence is lost"
         if not self._running:
-            assert self._kv.num_used == 0, "pages are used by nobody"
+            assert self._kv.num_used == self._kv.num_pinned, "pages are used by nobody"
 
     # ---- arrivals and departures ----
 
@@ -175,7 +166,7 @@ class Scheduler:
         """Take a sequence out of the running ones."""
         assert sequence.slot is not None
         self._running.remove(sequence)
-        self._kv.release(sequence.request_id)
+        self._kv.release(sequence.request_id, sequence.token_ids)
         heapq.heappush(self._free_slots, sequence.slot)
         self._released.append(sequence.slot)
         sequence.slot = None
@@ -212,28 +203,23 @@ class Scheduler:
 
         When the last sequence has ended, a step without rows tells the runner so.
         """
-        draft = _Draft()
+        draft = Draft()
         num_preemptions = self._num_preemptions
         self._plan_decodes(draft)
         # A preempted sequence may have a token in flight: nobody is admitted before that has arrived.
         waiting = self._waiting if num_preemptions == self._num_preemptions else []
         self._plan_prefills(draft, waiting)
-        if not draft.rows and (self._running or not self._released):
+        if not draft.rows and not self._kv.has_orders and (self._running or not self._released):
             return None
-        step = Step(
-            number=self._num_planned,
-            released=tuple(self._released),
-            new=tuple(draft.new),
-            prefills=tuple(draft.prefills),
-            decodes=tuple(draft.decodes),
-        )
+        orders = self._kv.take_orders(max_exports=MAX_EXPORTS if draft.rows else MAX_IDLE_EXPORTS)
+        launched = draft.launched(self._num_planned, released=self._released, orders=orders)
         self._released.clear()
         self._num_planned += 1
-        self._num_tokens += step.num_tokens
-        self._launched.append(_Launched(step, draft.rows))
-        return step
+        self._num_tokens += launched.step.num_tokens
+        self._launched.append(launched)
+        return launched.step
 
-    def _plan_decodes(self, draft: _Draft) -> None:
+    def _plan_decodes(self, draft: Draft) -> None:
         """A row for every sequence that can decode and whose next token has a page."""
         for sequence in tuple(self._running):
             if sequence.slot is None or not sequence.can_decode or not self._make_room(sequence):
@@ -241,6 +227,7 @@ class Scheduler:
             page_ids = self._kv.page_ids(sequence.request_id)
             draft.decodes.append(DecodeRow(sequence.slot, sequence.num_computed, page_ids))
             draft.add(sequence, 1, samples=True)
+            self._take_checkpoint(sequence, draft)
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Reserve the next token's page, if need be by preempting; False if the sequence must sit this step out."""
@@ -256,7 +243,7 @@ class Scheduler:
             return False
         return True
 
-    def _plan_prefills(self, draft: _Draft, waiting: list[Sequence]) -> None:
+    def _plan_prefills(self, draft: Draft, waiting: list[Sequence]) -> None:
         """Chunks of running and waiting sequences, best first, while the budget lasts."""
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
         num_prefilling = len(prefilling) + min(len(waiting), len(self._free_slots))
@@ -275,9 +262,10 @@ class Scheduler:
                 budget = max(0, budget - size)
 
     def _chunk_size(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
-        """Tokens of the sequence's next chunk: the rest of them, or up to the last page boundary within the budget."""
+        """Tokens of the sequence's next chunk: up to its next stop, or up to a page boundary within the budget."""
         start = sequence.num_computed
-        num_left = len(sequence.token_ids) - start
+        stop = self._kv.next_stop(sequence.request_id, start)
+        num_left = min(len(sequence.token_ids), stop or len(sequence.token_ids)) - start
         # A last crumb is not worth a step of its own.
         limit = min(self._pace.max_tokens, budget + MIN_CHUNK_TOKENS - 1) if is_first else budget
         if num_left <= limit:
@@ -287,7 +275,7 @@ class Scheduler:
             return to_boundary
         return budget if is_first else 0
 
-    def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
+    def _admit(self, sequence: Sequence, draft: Draft) -> bool:
         """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there.
 
         False if it, and so nobody after it, can be taken now.
@@ -303,25 +291,40 @@ class Scheduler:
         headroom = len(self._running) if sequence.was_preempted else 0
         if not self._free_slots:
             return False
-        salt = sequence.submit.prompt.salt
-        num_cached = self._kv.admit(
-            sequence.request_id, sequence.token_ids, num_tokens=num_tokens, headroom=headroom, salt=salt
+        submit = sequence.submit
+        admitted = self._kv.admit(
+            submit.request_id,
+            sequence.token_ids,
+            num_tokens=num_tokens,
+            headroom=headroom,
+            salt=submit.prompt.salt,
+            breakpoints=submit.breakpoints,
+            is_pinned=submit.pinned,
         )
-        if isinstance(num_cached, Admission):
-            return num_cached is Admission.PREFIX_UNDER_WAY
-        sequence.num_computed = num_cached
+        if isinstance(admitted, Admission):
+            return admitted is not Admission.NO_ROOM
+        sequence.num_computed = admitted.num_cached
         if not sequence.has_output:
-            sequence.num_cached = min(num_cached, sequence.num_prompt)
+            sequence.num_cached = min(admitted.num_cached, sequence.num_prompt)
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_order)
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.num_to_prefill = num_known
         if sequence.queued_s is None:
             sequence.queued_s = self._clock() - sequence.arrived_at
-        draft.new.append(NewSequence(sequence.slot, sequence.sampling, tuple(sequence.token_ids), sequence.num_prompt))
+        draft.new.append(
+            NewSequence(
+                sequence.slot,
+                sequence.sampling,
+                tuple(sequence.token_ids),
+                sequence.num_prompt,
+                num_cached=admitted.num_cached,
+                checkpoint=admitted.checkpoint,
+            )
+        )
         return True
 
-    def _prefill(self, sequence: Sequence, size: int, draft: _Draft) -> None:
+    def _prefill(self, sequence: Sequence, size: int, draft: Draft) -> None:
         assert sequence.slot is not None
         start = sequence.num_computed
         token_ids = tuple(sequence.token_ids[start : start + size])
@@ -332,6 +335,14 @@ class Scheduler:
         page_ids = self._kv.page_ids(sequence.request_id)
         draft.prefills.append(PrefillRow(sequence.slot, start, token_ids, page_ids, samples))
         draft.add(sequence, size, samples=samples)
+        self._take_checkpoint(sequence, draft)
+
+    def _take_checkpoint(self, sequence: Sequence, draft: Draft) -> None:
+        """Have the state behind the row just planned copied, if that is due there."""
+        assert sequence.slot is not None
+        number = self._kv.checkpoint_due(sequence.request_id, sequence.num_computed)
+        if number is not None:
+            draft.taken.append(Taken(sequence, sequence.slot, number, sequence.num_computed))
 
     # ---- results ----
 
@@ -342,6 +353,7 @@ class Scheduler:
         if result.number != step.number or len(result.token_ids) != len(step.sampled_slots):
             raise ValueError(f"step {step.number} has {len(step.sampled_slots)} tokens to come, not {result}")
         self._pace.observe(step, result.elapsed_s)
+        self._commit_cache(launched, result)
         tokens = zip(result.token_ids, result.logprobs or itertools.repeat(None), strict=False)
         for row in launched.rows:
             token_id, logprobs = next(tokens) if row.samples else (None, None)
@@ -353,6 +365,20 @@ class Scheduler:
                 self._kv.commit(row.sequence.request_id, known, num_computed=row.num_computed)
             if token_id is not None:
                 self._append(row.sequence, token_id, logprobs)
+
+    def _commit_cache(self, launched: Launched, result: StepResult) -> None:
+        """Take in what the step did for the cache alone."""
+        if launched.exports:
+            self._kv.store(launched.exports, result.exported)
+        for taken, size_bytes in zip(launched.taken, result.checkpoint_bytes, strict=False):
+            sequence = taken.sequence
+            self._kv.keep_checkpoint(
+                sequence.request_id,
+                taken.number,
+                sequence.token_ids,
+                num_computed=taken.num_computed,
+                size_bytes=size_bytes,
+            )
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """A token is known now; tell it, and see whether it was the last."""

@@ -22,6 +22,11 @@ def page_name(parent: bytes, token_ids: Sequence[int], *, salt: bytes) -> bytes:
     return digest.digest()
 
 
+def tail_name(parent: bytes, *, salt: bytes) -> bytes:
+    """The identity of the partly filled page behind the page `parent`, whatever is in it; no full page's."""
+    return hashlib.blake2b(parent, digest_size=16, salt=b"tail", key=hashlib.sha256(salt).digest()).digest()
+
+
 class PagePool:
     """Hands out pages 1 .. num_pages - 1, counts their users, and keeps named pages after their last user left.
 
@@ -35,6 +40,9 @@ class PagePool:
         self._num_users = array("i", bytes(4 * max(1, num_pages)))
         self._names: list[bytes | None] = [None] * max(1, num_pages)
         self._by_name: dict[bytes, int] = {}
+        self._tails: dict[int, tuple[bytes, tuple[int, ...]]] = {}
+        self._by_tail: dict[bytes, int] = {}
+        self._was_shared = bytearray(max(1, num_pages))
         self._kept = _Order(max(1, num_pages))
         self.num_used = 0
         """Pages with at least one user."""
@@ -58,15 +66,21 @@ class PagePool:
         page_ids = tuple(heapq.heappop(self._free) if self._free else self._evict() for _ in range(count))
         for page_id in page_ids:
             self._num_users[page_id] = 1
+            self._was_shared[page_id] = False
         self.num_used += count
         return page_ids
 
-    def share(self, page_id: int) -> None:
-        """One more user of a page in use or kept. Raises KeyError if it is free."""
+    def share(self, page_id: int) -> bool:
+        """One more user of a page in use or kept; True if that never happened to it before.
+
+        Raises KeyError if it is free.
+        """
         if self._num_users[page_id] == 0:
             self._kept.remove(page_id)  # raises KeyError
             self.num_used += 1
         self._num_users[page_id] += 1
+        is_first, self._was_shared[page_id] = not self._was_shared[page_id], True
+        return is_first
 
     def release(self, page_id: int) -> None:
         """One user less; the last one frees the page, or leaves it kept. Raises KeyError if nobody uses it."""
@@ -76,7 +90,7 @@ class PagePool:
         if self._num_users[page_id]:
             return
         self.num_used -= 1
-        if self._names[page_id] is None:
+        if self._names[page_id] is None and page_id not in self._tails:
             heapq.heappush(self._free, page_id)
         else:
             self._kept.append(page_id)
@@ -88,9 +102,30 @@ class PagePool:
         self._names[page_id] = name
         return True
 
+    def set_tail(self, page_id: int, name: bytes, token_ids: tuple[int, ...]) -> None:
+        """Note that a page in use begins with `token_ids`, a part of a page; the last one noted has the name."""
+        former = self._by_tail.get(name)
+        if former is not None and former != page_id:
+            self._drop_tail(former)
+            if former in self._kept and self._names[former] is None:
+                self._kept.remove(former)
+                heapq.heappush(self._free, former)
+        self._drop_tail(page_id)
+        self._by_tail[name] = page_id
+        self._tails[page_id] = name, token_ids
+
+    def tail(self, name: bytes) -> tuple[int, tuple[int, ...]] | None:
+        """The page noted under that name, and what it begins with."""
+        page_id = self._by_tail.get(name)
+        return None if page_id is None else (page_id, self._tails[page_id][1])
+
     def find(self, name: bytes) -> int | None:
         """The page of that name, in use or kept."""
         return self._by_name.get(name)
+
+    def name_of(self, page_id: int) -> bytes | None:
+        """The page's name, if it has one."""
+        return self._names[page_id]
 
     def is_kept(self, page_id: int) -> bool:
         """Whether nobody uses the page but it can be found."""
@@ -105,6 +140,8 @@ class PagePool:
         for page_id in self._by_name.values():
             self._names[page_id] = None
         self._by_name.clear()
+        self._by_tail.clear()
+        self._tails.clear()
         return count
 
     def check(self, num_users: dict[int, int], *, num_pages: int) -> None:
@@ -119,17 +156,26 @@ class PagePool:
         assert free | kept | set(num_users) == set(range(SCRATCH_PAGE + 1, num_pages)), "a page is lost or invented"
         named = {page: name for page, name in enumerate(self._names) if name is not None}
         assert named == {page: name for name, page in self._by_name.items()}, "names and pages disagree"
-        assert kept <= set(named), "a page without a name is kept"
+        assert kept <= set(named) | set(self._tails), "a page without a name is kept"
+        tails = {name: page for page, (name, _) in self._tails.items()}
+        assert tails == self._by_tail, "names and tails disagree"
+        assert not free & set(self._tails), "a free page has a tail"
         assert not free & set(named), "a free page has a name"
 
     def _evict(self) -> int:
         """Take the page kept longest; it is nameless afterwards."""
         page_id = self._kept.pop_first()
         name, self._names[page_id] = self._names[page_id], None
-        assert name is not None
-        del self._by_name[name]
+        if name is not None:
+            del self._by_name[name]
+        self._drop_tail(page_id)
         self.num_evicted += 1
         return page_id
+
+    def _drop_tail(self, page_id: int) -> None:
+        tail = self._tails.pop(page_id, None)
+        if tail is not None:
+            del self._by_tail[tail[0]]
 
 
 class _Order:

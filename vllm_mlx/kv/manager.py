@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 
-from vllm_mlx.kv.blocks import PagePool, page_name
+from vllm_mlx.core.messages import Stats
+from vllm_mlx.kv.admission import Admission, Admitted, CheckpointRules, Orders
+from vllm_mlx.kv.blocks import PagePool
+from vllm_mlx.kv.checkpoints import Checkpoints
+from vllm_mlx.kv.disk import DiskCache, Export
+from vllm_mlx.kv.loading import Loader
+from vllm_mlx.kv.matching import Match, Matcher
+from vllm_mlx.kv.tables import Table, stops
+from vllm_mlx.kv.tiers.record import Kind
 
+__all__ = ["Admission", "Admitted", "CheckpointRules", "KVManager", "Orders"]
 
-class Admission(Enum):
-    """Why a sequence gets no table now."""
-
-    NO_ROOM = "no room"
-    """Too few pages are free."""
-    PREFIX_UNDER_WAY = "prefix under way"
-    """Another sequence is computing the same prefix: waiting for it is cheaper than computing it again."""
-
-
-@dataclass(slots=True)
-class _Table:
-    """A sequence's pages in order, and the names of the full ones."""
-
-    salt: bytes
-    page_ids: tuple[int, ...] = ()
-    names: list[bytes] = field(default_factory=list)
-    """Of full pages of known tokens, as far as they were needed."""
-    num_named: int = 0
-    """Pages that are full, in order; all of them have been offered under their names."""
-    announced: list[bytes] = field(default_factory=list)
-    """Names of the pages that this sequence has promised to fill."""
+MAX_PINNED_SHARE = 2
+"""At most one page in so many is pinned, so that others can still be served."""
 
 
 class KVManager:
     """Gives sequences pages of `page_size` tokens; ids only, the runner owns the memory.
 
     `num_pages` counts the scratch page 0. With `num_pages=0` no layer is paged: everything fits, and
-    every table is empty. Unless `shares_prefixes`, every sequence computes all its tokens itself.
+    every table is empty. Unless `shares_prefixes`, every sequence computes all its tokens itself. A model with state
+    outside pages has `rules`: of its prefixes only those are shared that end at a checkpoint.
     """
 
-    def __init__(self, num_pages: int, *, page_size: int, shares_prefixes: bool = True) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        *,
+        page_size: int,
+        shares_prefixes: bool = True,
+        rules: CheckpointRules | None = None,
+        disk: DiskCache | None = None,
+    ) -> None:
         self._num_pages = num_pages
         self._page_size = page_size
-        self._shares_prefixes = shares_prefixes and num_pages > 0
+        self._rules = rules
+        self._shares_prefixes = shares_prefixes and (num_pages > 0 or rules is not None)
         self._pool = PagePool(num_pages)
-        self._tables: dict[str, _Table] = {}
-        self._waiting: dict[str, _Table] = {}
+        self._checkpoints = Checkpoints(rules.max_bytes if rules else 0)
+        self._matcher = Matcher(self._pool, self._checkpoints, num_pages=num_pages, page_size=page_size, rules=rules)
+        loads = disk is not None and self._shares_prefixes
+        self._loader = Loader(disk, self._matcher, self._pool, self._checkpoints) if disk and loads else None
+        self._tables: dict[str, Table] = {}
+        self._waiting: dict[str, Table] = {}
         self._announced: dict[bytes, str] = {}
+        self._pinned: list[int] = []
+        self._copies: list[tuple[int, int]] = []
 
     @property
     def num_used(self) -> int:
-        """Pages in use."""
+        """Pages in use, pinned ones included."""
         return self._pool.num_used
 
     @property
@@ -60,19 +65,38 @@ class KVManager:
         return self._pool.num_free
 
     @property
-    def num_kept(self) -> int:
-        """Pages of remembered prefixes that nobody uses."""
-        return self._pool.num_kept
-
-    @property
-    def num_evicted(self) -> int:
-        """Pages of remembered prefixes that were given to others."""
-        return self._pool.num_evicted
+    def num_pinned(self) -> int:
+        """Pages that are never given to others."""
+        return len(self._pinned)
 
     @property
     def num_usable(self) -> int:
         """Pages that a sequence alone could have."""
-        return max(0, self._num_pages - 1)
+        return max(0, self._num_pages - 1 - len(self._pinned))
+
+    @property
+    def num_reading(self) -> int:
+        """Sequences that wait for the disk."""
+        return self._loader.disk.num_loading if self._loader else 0
+
+    def figures(self) -> Stats:
+        """The manager's part of `Stats`."""
+        return Stats(
+            pages_used=self._pool.num_used,
+            pages_free=self._pool.num_free,
+            pages_kept=self._pool.num_kept,
+            pages_pinned=len(self._pinned),
+            num_evicted_pages=self._pool.num_evicted,
+            num_checkpoints=len(self._checkpoints),
+            num_loading=self.num_reading,
+        )
+
+    @property
+    def has_orders(self) -> bool:
+        """Whether the runner should be told something although no sequence has work for it."""
+        loader = self._loader
+        has_bytes = loader is not None and (loader.disk.has_exports or loader.imports or loader.checkpoint_imports)
+        return bool(has_bytes or self._checkpoints.has_dropped)
 
     def pages_for(self, num_tokens: int) -> int:
         """How many pages hold `num_tokens` tokens."""
@@ -82,33 +106,47 @@ class KVManager:
         """Whether `num_tokens` tokens fit if nobody else uses a page."""
         return self.pages_for(num_tokens) <= self.num_usable
 
+    # ---- the life of a sequence ----
+
     def admit(
-        self, seq_id: str, token_ids: Sequence[int], *, num_tokens: int, headroom: int = 0, salt: bytes = b""
-    ) -> int | Admission:
+        self,
+        seq_id: str,
+        token_ids: Sequence[int],
+        *,
+        num_tokens: int,
+        headroom: int = 0,
+        salt: bytes = b"",
+        breakpoints: tuple[int, ...] = (),
+        is_pinned: bool = False,
+    ) -> Admitted | Admission:
         """Give a sequence without a table one that covers `num_tokens` tokens, `token_ids` being the known ones.
 
-        Returns how many of its tokens are in its pages already: a prefix that others computed, whole pages of it, and
-        never all known tokens, because the last one must be computed to go on. `headroom` pages stay free besides.
+        `headroom` pages stay free besides. `breakpoints` are lengths of its beginnings that others may share; what
+        is pinned stays until `forget`.
         """
-        table = self._waiting.setdefault(seq_id, _Table(salt))
-        shared = self._match(table, token_ids)
-        num_full = len(token_ids) // self._page_size if self._shares_prefixes else 0
-        if len(shared) < self._num_matchable(token_ids) and table.names[len(shared)] in self._announced:
+        table = self._waiting.setdefault(seq_id, Table(salt, breakpoints, is_pinned))
+        match = self._match(table, token_ids)
+        if self._is_under_way(table, token_ids, match):
             return Admission.PREFIX_UNDER_WAY
-        num_missing = self.pages_for(num_tokens) - len(shared)
-        num_kept = sum(self._pool.is_kept(page_id) for page_id in shared)
-        if num_missing + headroom > self._pool.num_free - num_kept:
+        if self._loader is not None and not table.was_read:
+            if not self._loader.is_done(seq_id, table, token_ids, match):
+                return Admission.READING
+            match = self._match(table, token_ids)
+        num_missing = self.pages_for(num_tokens) - len(match.page_ids)
+        num_kept = sum(self._pool.is_kept(page_id) for page_id in match.page_ids)
+        num_spare = self._pool.num_free - num_kept - num_missing - headroom
+        if num_spare < 0:
             return Admission.NO_ROOM
-        for page_id in shared:
-            self._pool.share(page_id)
-        table.page_ids = (*shared, *self._pool.allocate(num_missing))
-        table.num_named = len(shared)
-        table.announced = [
-            name for name in self._names(table, token_ids, num_full)[len(shared) :] if name not in self._announced
-        ]
-        self._announced.update(dict.fromkeys(table.announced, seq_id))
+        self._share(match, table.names)
+        source, num_copied = self._matcher.tail(table, token_ids, match.count) if num_spare else (0, 0)
+        if num_copied:
+            self._pool.share(source)  # until the copy is on its way, see `take_orders`
+        table.page_ids = (*match.page_ids, *self._pool.allocate(num_missing))
+        if num_copied:
+            self._copies.append((source, table.page_ids[match.count]))
+        self._begin(seq_id, table, token_ids, match)
         self._tables[seq_id] = self._waiting.pop(seq_id)
-        return len(shared) * self._page_size
+        return Admitted(match.count * self._page_size + num_copied, match.checkpoint)
 
     def reserve(self, seq_id: str, num_tokens: int) -> bool:
         """Make the table of `seq_id` cover `num_tokens` tokens; False, and nothing changed, if too few are free."""
@@ -123,39 +161,125 @@ class KVManager:
             table.page_ids += self._pool.allocate(num_missing)
         return True
 
+    def next_stop(self, seq_id: str, start: int) -> int | None:
+        """Where a chunk that begins at `start` must end at the latest, for a state is to be kept there."""
+        table = self._tables.get(seq_id)
+        index = bisect_right(table.stops, start) if table else 0
+        return table.stops[index] if table and index < len(table.stops) else None
+
+    def checkpoint_due(self, seq_id: str, num_computed: int) -> int | None:
+        """The number of the checkpoint to take once `num_computed` tokens are computed; None if none is due."""
+        rules, table = self._rules, self._tables[seq_id]
+        if rules is None or not rules.max_bytes or not self._shares_prefixes or num_computed < self._page_size:
+            return None
+        if num_computed > table.num_known:
+            is_due = num_computed % rules.decode_interval == 0
+        else:
+            is_due = num_computed == table.num_known if rules.can_be_cut else num_computed in table.stops
+        return self._checkpoints.next_number() if is_due else None
+
+    def keep_checkpoint(
+        self, seq_id: str, number: int, token_ids: Sequence[int], *, num_computed: int, size_bytes: int
+    ) -> None:
+        """A checkpoint was taken behind the first `num_computed` tokens; without a table it is of no use."""
+        table, rules = self._tables.get(seq_id), self._rules
+        if table is None or rules is None:
+            self._checkpoints.drop(number)
+            return
+        count = num_computed // self._page_size
+        names = table.name_pages(token_ids, count, page_size=self._page_size)
+        mine = names[:count] if rules.can_be_cut else names[count - 1 : count]
+        former = None
+        if num_computed > table.num_known:
+            former, table.last_checkpoint = table.last_checkpoint, number
+        is_pinned = table.is_pinned and num_computed <= table.num_known
+        self._checkpoints.keep(number, mine, size_bytes=size_bytes, is_pinned=is_pinned)
+        if former is not None and self._checkpoints.is_kept(former):
+            self._checkpoints.drop(former)
+        self._retract(seq_id, mine)
+
     def commit(self, seq_id: str, token_ids: Sequence[int], *, num_computed: int) -> None:
         """Offer the pages that are full: the first `num_computed` of the sequence's `token_ids` are in its pages."""
         table = self._tables[seq_id]
+        table.num_computed = num_computed
         num_full = num_computed // self._page_size
-        if num_full <= table.num_named or not self._shares_prefixes:
+        if not self._shares_prefixes:
             return
-        names = self._names(table, token_ids, num_full)
-        for index in range(table.num_named, num_full):
-            self._pool.set_name(table.page_ids[index], names[index])
-            if self._announced.get(names[index]) == seq_id:
-                del self._announced[names[index]]
-        table.num_named = num_full
+        if num_full > table.num_named:
+            names = table.name_pages(token_ids, num_full, page_size=self._page_size)
+            if table.page_ids:
+                for index in range(table.num_named, num_full):
+                    self._pool.set_name(table.page_ids[index], names[index])
+            if self._rules is None:
+                self._retract(seq_id, names[table.num_named : num_full])
+            table.num_named = num_full
+        if num_computed == table.num_known:
+            self._retract(seq_id, table.announced)
+            self._keep_tail(table, token_ids)
+            self._pin(table)
 
-    def release(self, seq_id: str) -> None:
-        """Give back all pages of a sequence, or forget that it waits; one that is not known is ignored."""
+    def release(self, seq_id: str, token_ids: Sequence[int] = ()) -> None:
+        """Give back all pages of a sequence, or forget that it waits; one that is not known is ignored.
+
+        With its `token_ids` the last page, which is not full, is remembered too.
+        """
         self._waiting.pop(seq_id, None)
-        table = self._tables.pop(seq_id, None)
+        if self._loader is not None:
+            self._loader.disk.cancel(seq_id)
+        table = self._tables.get(seq_id)
         if table is None:
             return
-        for name in table.announced:
-            if self._announced.get(name) == seq_id:
-                del self._announced[name]
+        self._retract(seq_id, table.announced)
+        self._keep_tail(table, token_ids)
+        del self._tables[seq_id]
         # The end first: a page is of no use without those before it, so it is the first to be evicted.
         for page_id in reversed(table.page_ids):
             self._pool.release(page_id)
 
-    def lookup(self, token_ids: Sequence[int], *, salt: bytes = b"") -> int:
-        """How many of these tokens `admit` would find in pages now; changes nothing."""
-        return len(self._match(_Table(salt), token_ids)) * self._page_size
+    # ---- what is remembered ----
 
-    def forget(self) -> int:
-        """Drop all remembered prefixes; returns how many pages that freed."""
-        return self._pool.forget()
+    def lookup(self, token_ids: Sequence[int], *, salt: bytes = b"") -> tuple[int, int]:
+        """How many of these tokens `admit` would find in memory now, and how many more on disk; changes nothing."""
+        table = Table(salt)
+        match = self._match(table, token_ids)
+        if not self._shares_prefixes:
+            return 0, 0
+        num_memory = match.count * self._page_size + self._matcher.tail(table, token_ids, match.count)[1]
+        if self._loader is None:
+            return num_memory, 0
+        count, _, _ = self._matcher.on_disk(self._loader.disk, table, token_ids, match)
+        return num_memory, max(0, count * self._page_size - num_memory)
+
+    def forget(self) -> tuple[int, int, int]:
+        """Drop all remembered prefixes, pinned ones too; returns how many pages, checkpoints and stored blobs."""
+        for page_id in self._pinned:
+            self._pool.release(page_id)
+        self._pinned.clear()
+        num_stored = self._loader.disk.forget() if self._loader else 0
+        return self._pool.forget(), self._checkpoints.forget(), num_stored
+
+    def take_orders(self, *, max_exports: int) -> Orders:
+        """What the next step is to do for the cache. Called once per step, after everybody was admitted."""
+        loader = self._loader
+        orders = Orders(
+            exports=loader.take_exports(max_exports) if loader else (),
+            dropped=self._checkpoints.take_dropped(),
+            imports=tuple(loader.imports) if loader else (),
+            checkpoint_imports=tuple(loader.checkpoint_imports) if loader else (),
+            copies=tuple(self._copies),
+        )
+        if loader is not None:
+            loader.imports.clear()
+            loader.checkpoint_imports.clear()
+        for source, _ in self._copies:
+            self._pool.release(source)
+        self._copies.clear()
+        return orders
+
+    def store(self, exports: Sequence[Export], payloads: Sequence[bytes]) -> None:
+        """The bytes of what was exported."""
+        assert self._loader is not None
+        self._loader.disk.store(exports, payloads)
 
     def page_ids(self, seq_id: str) -> tuple[int, ...]:
         """The sequence's page table; empty if it has none. The same object until pages are added."""
@@ -169,33 +293,90 @@ class KVManager:
     def check(self) -> None:
         """Raise AssertionError if a page is lost, miscounted, or both free and used. For tests: looks at all pages."""
         num_users = Counter(page for table in self._tables.values() for page in table.page_ids)
+        num_users.update(self._pinned)
+        num_users.update(source for source, _ in self._copies)
         self._pool.check(dict(num_users), num_pages=self._num_pages)
+        self._checkpoints.check()
         assert not set(self._tables) & set(self._waiting), "a sequence with a table waits for one"
         for seq_id, table in self._tables.items():
-            assert table.num_named <= len(table.page_ids), f"{seq_id}: more names than pages"
+            assert not self._num_pages or table.num_named <= len(table.page_ids), f"{seq_id}: more names than pages"
             assert len(set(table.page_ids)) == len(table.page_ids), f"{seq_id}: a page twice in one table"
         for name, seq_id in self._announced.items():
             assert name in self._tables[seq_id].announced, f"{seq_id} does not know what it announced"
 
-    def _match(self, table: _Table, token_ids: Sequence[int]) -> list[int]:
-        """Pages of the longest known prefix of `token_ids`."""
-        shared: list[int] = []
-        for index in range(self._num_matchable(token_ids)):
-            page_id = self._pool.find(self._names(table, token_ids, index + 1)[index])
-            if page_id is None:
-                break
-            shared.append(page_id)
-        return shared
+    # ---- matching ----
 
-    def _num_matchable(self, token_ids: Sequence[int]) -> int:
-        """Full pages that may be shared: at least one token is left to compute."""
-        return (len(token_ids) - 1) // self._page_size if self._shares_prefixes else 0
+    def _match(self, table: Table, token_ids: Sequence[int]) -> Match:
+        """The longest prefix in memory; none if prefixes are not shared."""
+        return self._matcher.match(table, token_ids) if self._shares_prefixes else Match([], 0, 0)
 
-    def _names(self, table: _Table, token_ids: Sequence[int], count: int) -> list[bytes]:
-        """Names of at least the first `count` pages; each is computed once."""
-        names = table.names
-        while len(names) < count:
-            start = len(names) * self._page_size
-            tokens = token_ids[start : start + self._page_size]
-            names.append(page_name(names[-1] if names else b"", tokens, salt=table.salt))
-        return names
+    def _is_under_way(self, table: Table, token_ids: Sequence[int], match: Match) -> bool:
+        """Whether somebody else is about to have more of this prefix."""
+        most = (len(token_ids) - 1) // self._page_size
+        if not self._announced or match.count >= most:
+            return False
+        end = match.count + 1 if self._rules is None else most
+        names = table.name_pages(token_ids, end, page_size=self._page_size)
+        return any(name in self._announced for name in names[match.count : end])
+
+    def _share(self, match: Match, names: Sequence[bytes]) -> None:
+        """Use what was found, and offer to the disk what is used for the second time."""
+        for name, page_id in zip(names, match.page_ids, strict=False):
+            if self._pool.share(page_id) and self._loader is not None:
+                self._loader.disk.offer(Kind.PAGE, name)
+        if match.checkpoint is not None and self._checkpoints.use(match.checkpoint) and self._loader is not None:
+            # By the name that it was found by: of rows, that is where this prompt and the one before part.
+            size = self._checkpoints.size_of(match.checkpoint)
+            self._loader.disk.offer(Kind.CHECKPOINT, names[match.count - 1], size_bytes=size)
+
+    # ---- beginning and keeping ----
+
+    def _begin(self, seq_id: str, table: Table, token_ids: Sequence[int], match: Match) -> None:
+        """Note where the sequence stands, and announce what it is about to compute."""
+        table.num_known, table.num_named = len(token_ids), match.count
+        if not self._shares_prefixes:
+            return
+        num_full = len(token_ids) // self._page_size
+        names = table.name_pages(token_ids, num_full, page_size=self._page_size)
+        promised = names[match.count : num_full]
+        rules = self._rules
+        if rules is not None and not rules.can_be_cut:
+            table.stops = stops(
+                table.breakpoints,
+                start=match.count * self._page_size,
+                num_known=len(token_ids),
+                page_size=self._page_size,
+                interval=rules.interval,
+            )
+            promised = [names[stop // self._page_size - 1] for stop in table.stops]
+        table.announced = [name for name in promised if name not in self._announced]
+        self._announced.update(dict.fromkeys(table.announced, seq_id))
+
+    def _retract(self, seq_id: str, names: Sequence[bytes]) -> None:
+        """What was announced is there, or will not come."""
+        if self._announced:
+            for name in names:
+                if self._announced.get(name) == seq_id:
+                    del self._announced[name]
+
+    def _keep_tail(self, table: Table, token_ids: Sequence[int]) -> None:
+        """Remember the last page with what is in it, if it is partly filled."""
+        start = table.num_named * self._page_size
+        if self._rules is None and self._shares_prefixes and start < table.num_computed <= len(token_ids):
+            name = table.tail_name(table.num_named)
+            self._pool.set_tail(table.page_ids[table.num_named], name, tuple(token_ids[start : table.num_computed]))
+
+    def _pin(self, table: Table) -> None:
+        """Let the pages of a prompt stay, as long as others have room."""
+        if not table.is_pinned:
+            return
+        for page_id in table.page_ids[: table.num_named]:
+            name = self._pool.name_of(page_id)
+            if name is None or page_id in self._pinned:
+                continue
+            if (len(self._pinned) + 1) * MAX_PINNED_SHARE > self._num_pages - 1:
+                return
+            self._pool.share(page_id)
+            self._pinned.append(page_id)
+            if self._loader is not None:
+                self._loader.disk.offer(Kind.PAGE, name)

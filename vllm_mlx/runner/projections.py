@@ -92,8 +92,8 @@ class _RecordedQuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
 
 RECORDED = {nn.Linear: _RecordedLinear, nn.QuantizedLinear: _RecordedQuantizedLinear}
 TOLERANCE = 0.1
-"""Largest relative difference, in norm, of the logits with merged projections. Sums may be added in another order, which
-in bfloat16 grows to 0.03 through 28 layers; with a part in the wrong place the logits have nothing in common."""
+"""Largest relative difference, in norm, of the logits with merged projections. Sums may be added in another order,
+which in bfloat16 grows to 0.03 through 28 layers; with a part in the wrong place the logits have nothing in common."""
 TRIED = ((0, 1, 2, 3),)
 """What a model is tried on. Attention of a lone token to itself depends on neither its query nor its key."""
 

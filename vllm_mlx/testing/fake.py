@@ -31,6 +31,9 @@ Script = Callable[[tuple[int, ...]], int]
 """All tokens of a sequence so far, prompt included -> the next token."""
 
 
+TOKEN_BYTES = 4
+
+
 class ContractError(AssertionError):
     """A step breaks a promise of `core.step`."""
 
@@ -52,9 +55,11 @@ class _Slot:
     num_given: int
     num_prompt: int
     num_cached: int = 0
+    num_shared: int = 0
+    """Tokens that it started with."""
     page_ids: tuple[int, ...] = ()
     row: list[int] = field(default_factory=list)
-    """The cache itself when there are no pages."""
+    """What is kept outside pages: the tokens so far. All of the cache when there are no pages."""
 
 
 class _Handle(msgspec.Struct, frozen=True):
@@ -81,18 +86,30 @@ class FakeRunner:
         max_model_len: int = 4096,
         num_pages: int = 1024,
         page_size: int = 32,
+        state: Layout | None = None,
+        checkpoint_bytes: int = 1 << 20,
+        fingerprint: bytes = b"",
         step_s: float = 0.0,
     ) -> None:
-        layer = LayerSpec(Layout.PAGES if num_pages else Layout.ROWS)
+        state = state or (None if num_pages else Layout.ROWS)
+        layers = ((Layout.PAGES,) if num_pages else ()) + ((state,) if state else ())
         self._info = RunnerInfo(
             vocab_size=vocab_size,
             max_model_len=max_model_len,
             num_pages=num_pages,
-            cache=CacheSpec(layers=(layer,), page_size=page_size, page_bytes=4 * page_size),
+            cache=CacheSpec(
+                layers=tuple(LayerSpec(layout) for layout in layers),
+                page_size=page_size,
+                page_bytes=TOKEN_BYTES * page_size,
+            ),
             backend="fake",
             device="none",
             dtype="none",
+            fingerprint=fingerprint,
+            checkpoint_bytes=checkpoint_bytes if state else 0,
         )
+        self._state = state
+        self._checkpoints: dict[int, list[int]] = {}
         self._script = script
         self._step_s = step_s
         self._slots: dict[int, _Slot] = {}
@@ -122,17 +139,28 @@ class FakeRunner:
         self._check_rows_are_unique(step)
         for slot in step.released:
             self._release(slot)
+        exported = self._move(step)
+        self._copy(step.copies)
         for new in step.new:
             self._take(new)
-        for source, target in step.copies:
-            self._copy(source, target)
+        for number in step.dropped:
+            expect(self._checkpoints.pop(number, None) is not None, f"checkpoint {number} is dropped but not there")
         prefilled = [self._prefill(row) for row in step.prefills]
         sampled = [self._decode(row) for row in step.decodes] + [slot for slot in prefilled if slot is not None]
         token_ids = tuple(self._sample(slot) for slot in sampled)
         asked = any(slot.sampling.logprobs is not None for slot in sampled)
         logprobs = tuple(self._logprobs(slot) for slot in sampled) if asked else None
         self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
-        result = StepResult(number=step.number, token_ids=token_ids, logprobs=logprobs, elapsed_s=self._step_s)
+        sizes = [self._keep(slot, number) for slot, number in step.checkpoints]
+        sizes += [TOKEN_BYTES * len(self._checkpoints[number]) for number, _ in step.checkpoint_imports]
+        result = StepResult(
+            number=step.number,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            exported=exported,
+            checkpoint_bytes=tuple(sizes),
+            elapsed_s=self._step_s,
+        )
         self._launched.append(_Handle(result, self._ready_at))
         return self._launched[-1]
 
@@ -160,6 +188,12 @@ class FakeRunner:
         self._slots.clear()
         self._pages.clear()
         self._users.clear()
+        self._checkpoints.clear()
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Those that are kept now."""
+        return tuple(self._checkpoints)
 
     # ---- the orders of a step ----
 
@@ -180,13 +214,55 @@ class FakeRunner:
         in_range = min(new.token_ids) >= 0 and max(new.token_ids) < self._info.vocab_size
         expect(in_range, "a token id is outside the vocabulary")
         expect(new.sampling.seed is not None, "the seed must be resolved to an integer")
-        self._slots[new.slot] = _Slot(new.slot, new.sampling, list(new.token_ids), len(new.token_ids), new.num_prompt)
+        expect(0 <= new.num_cached < len(new.token_ids), "num_cached must leave a token to compute")
+        slot = _Slot(new.slot, new.sampling, list(new.token_ids), len(new.token_ids), new.num_prompt)
+        if self._state is not None:
+            slot.row = self._restored(new)
+        slot.num_shared = new.num_cached
+        self._slots[new.slot] = slot
 
-    def _copy(self, source: int, target: int) -> None:
-        expect(source in self._pages, f"page {source} is copied but was never written")
-        expect(0 < target < self._info.num_pages, f"page {target} cannot be a copy's target")
-        expect(not self._users.get(target), f"page {target} is overwritten by a copy while in use")
-        self._pages[target] = list(self._pages[source])
+    def _restored(self, new: NewSequence) -> list[int]:
+        """What a sequence has outside pages at its start."""
+        expect((new.checkpoint is None) == (new.num_cached == 0), "a start within the tokens needs a checkpoint")
+        if new.checkpoint is None:
+            return []
+        expect(new.checkpoint in self._checkpoints, f"checkpoint {new.checkpoint} is not there")
+        row = self._checkpoints[new.checkpoint]
+        is_exact = self._state is Layout.ROWS or len(row) == new.num_cached
+        expect(is_exact, f"checkpoint {new.checkpoint} holds {len(row)} tokens and cannot be cut to {new.num_cached}")
+        expect(row[: new.num_cached] == list(new.token_ids[: new.num_cached]), "the checkpoint holds other tokens")
+        return row[: new.num_cached]
+
+    def _move(self, step: Step) -> tuple[bytes, ...]:
+        """Let pages and checkpoints out, then in."""
+        for page in step.exports:
+            expect(len(self._pages.get(page, ())) == self._info.cache.page_size, f"page {page} is not full")
+        exported = [array("i", self._pages[page]).tobytes() for page in step.exports]
+        for number in step.checkpoint_exports:
+            expect(number in self._checkpoints, f"checkpoint {number} is exported but not there")
+            exported.append(array("i", self._checkpoints[number]).tobytes())
+        for page, payload in step.imports:
+            expect(not self._users.get(page), f"page {page} is overwritten by an import while in use")
+            self._pages[page] = array("i", payload).tolist()
+        for number, payload in step.checkpoint_imports:
+            expect(number not in self._checkpoints, f"checkpoint {number} is there already")
+            self._checkpoints[number] = array("i", payload).tolist()
+        return tuple(exported)
+
+    def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:
+        for source, target in copies:
+            expect(source in self._pages, f"page {source} is copied but was never written")
+            expect(0 < target < self._info.num_pages, f"page {target} cannot be a copy's target")
+            expect(not self._users.get(target), f"page {target} is overwritten by a copy while in use")
+        self._pages.update([(target, list(self._pages[source])) for source, target in copies])
+
+    def _keep(self, number: int, checkpoint: int) -> int:
+        """Take a checkpoint; returns its size."""
+        slot = self._live(number)
+        expect(self._state is not None, "a checkpoint, but all layers are in pages")
+        expect(checkpoint not in self._checkpoints, f"checkpoint {checkpoint} is there already")
+        self._checkpoints[checkpoint] = list(slot.row)
+        return TOKEN_BYTES * len(slot.row)
 
     def _prefill(self, row: PrefillRow) -> _Slot | None:
         """Returns the slot if it gets a token."""
@@ -232,8 +308,9 @@ class FakeRunner:
 
     def _expect_cached(self, slot: _Slot, num_tokens: int) -> None:
         """The slot's cache holds `num_tokens`: its own, or, before its first chunk, those of pages that it shares."""
-        shares = slot.num_cached == 0 and num_tokens > 0 and self._info.num_pages > 0
-        if shares:
+        if slot.num_cached == 0 and num_tokens > 0 and (self._info.num_pages or slot.num_shared):
+            is_told = self._state is None or num_tokens == slot.num_shared
+            expect(is_told, f"slot {slot.number}: starts at {num_tokens}, not {slot.num_shared}")
             found = self._read(slot, num_tokens)
             expect(found == tuple(slot.token_ids[:num_tokens]), f"slot {slot.number}: shared pages hold other tokens")
             slot.num_cached = num_tokens
@@ -242,9 +319,13 @@ class FakeRunner:
 
     def _write(self, slot: _Slot, start: int, token_ids: tuple[int, ...]) -> None:
         slot.num_cached = start + len(token_ids)
+        if self._state is not None:
+            expect(
+                len(slot.row) == start, f"slot {slot.number}: the state is behind {len(slot.row)} tokens, not {start}"
+            )
+            slot.row.extend(token_ids)
         if not self._info.num_pages:
             expect(not slot.page_ids, f"slot {slot.number}: a page table, but no layer is paged")
-            slot.row.extend(token_ids)
             return
         size = self._info.cache.page_size
         expect(len(slot.page_ids) * size >= slot.num_cached, f"slot {slot.number}: the page table is too short")

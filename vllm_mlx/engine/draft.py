@@ -1,0 +1,77 @@
+"""A step in the making, and one that waits for its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, Step
+from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.kv.admission import Orders
+from vllm_mlx.kv.disk import Export
+from vllm_mlx.kv.tiers.record import Kind
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """What a launched step does for one sequence."""
+
+    sequence: Sequence
+    num_computed: int
+    """Tokens in its cache once the step is done."""
+    samples: bool
+
+
+class Taken(msgspec.Struct, frozen=True, gc=False):
+    """A checkpoint that a step takes of one sequence."""
+
+    sequence: Sequence
+    slot: int
+    number: int
+    num_computed: int
+
+
+class Launched(msgspec.Struct, frozen=True):
+    """A step that waits for its result."""
+
+    step: Step
+    rows: list[Row]
+    taken: list[Taken]
+    exports: tuple[Export, ...]
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step in the making; `rows` has decodes first, like `Step.sampled_slots`."""
+
+    new: list[NewSequence] = field(default_factory=list)
+    decodes: list[DecodeRow] = field(default_factory=list)
+    prefills: list[PrefillRow] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, num_tokens: int, *, samples: bool) -> None:
+        """Count what a row will have done once the step is carried out."""
+        sequence.num_computed += num_tokens
+        sequence.num_pending += samples
+        self.rows.append(Row(sequence, sequence.num_computed, samples))
+
+    def launched(self, number: int, *, released: list[int], orders: Orders) -> Launched:
+        """The finished step."""
+        numbers = {kind: tuple(each.number for each in orders.exports if each.kind is kind) for kind in Kind}
+        # A sequence that was preempted after its row was planned has no slot any more, but its row is computed.
+        step = Step(
+            number=number,
+            released=tuple(released),
+            exports=numbers[Kind.PAGE],
+            checkpoint_exports=numbers[Kind.CHECKPOINT],
+            imports=orders.imports,
+            checkpoint_imports=orders.checkpoint_imports,
+            copies=orders.copies,
+            new=tuple(self.new),
+            dropped=orders.dropped,
+            prefills=tuple(self.prefills),
+            decodes=tuple(self.decodes),
+            checkpoints=tuple((each.slot, each.number) for each in self.taken),
+        )
+        return Launched(step, self.rows, self.taken, orders.exports)

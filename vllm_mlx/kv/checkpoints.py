@@ -1,0 +1,120 @@
+"""Checkpoints as numbers: which beginning of which sequences each stands for, and what it weighs."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Checkpoint:
+    names: tuple[bytes, ...]
+    size_bytes: int
+    is_pinned: bool = False
+    was_used: bool = False
+
+
+class Checkpoints:
+    """Copies of state that the runner keeps by number, found by the names of the pages that they end at.
+
+    A state that can be cut goes by many names: of every page up to its own end. Those used longest ago are dropped when
+    all together weigh more than `max_bytes`; `take_dropped` tells the runner.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        """All together, pinned ones apart."""
+        self._numbers = itertools.count()
+        self._by_name: dict[bytes, int] = {}
+        self._kept: OrderedDict[int, _Checkpoint] = OrderedDict()
+        self._dropped: list[int] = []
+        self.size_bytes = 0
+        """Of all that are kept."""
+        self.num_evicted = 0
+        """Dropped because room was needed."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether the runner must still be told of one that is of no more use."""
+        return bool(self._dropped)
+
+    def next_number(self) -> int:
+        """A number that no checkpoint has had."""
+        return next(self._numbers)
+
+    def keep(self, number: int, names: Iterable[bytes], *, size_bytes: int, is_pinned: bool = False) -> None:
+        """Remember a checkpoint; a name that another had is its own from now on."""
+        mine = tuple(names)
+        for name in mine:
+            self._rename(name, number)
+        self._kept[number] = _Checkpoint(mine, size_bytes, is_pinned)
+        self.size_bytes += size_bytes
+        self._make_room()
+
+    def find(self, name: bytes) -> int | None:
+        """The checkpoint that holds the state behind the page of that name."""
+        return self._by_name.get(name)
+
+    def use(self, number: int) -> bool:
+        """Note that it is used; True the first time."""
+        checkpoint = self._kept[number]
+        self._kept.move_to_end(number)
+        is_first, checkpoint.was_used = not checkpoint.was_used, True
+        return is_first
+
+    def is_kept(self, number: int) -> bool:
+        """Whether it is kept still."""
+        return number in self._kept
+
+    def size_of(self, number: int) -> int:
+        """Bytes of one that is kept."""
+        return self._kept[number].size_bytes
+
+    def drop(self, number: int) -> None:
+        """Forget one, kept or only taken."""
+        checkpoint = self._kept.pop(number, None)
+        if checkpoint is not None:
+            self.size_bytes -= checkpoint.size_bytes
+            for name in checkpoint.names:
+                if self._by_name.get(name) == number:
+                    del self._by_name[name]
+        self._dropped.append(number)
+
+    def forget(self) -> int:
+        """Drop all; returns how many."""
+        numbers = list(self._kept)
+        for number in numbers:
+            self.drop(number)
+        return len(numbers)
+
+    def take_dropped(self) -> tuple[int, ...]:
+        """Those that are of no more use, each told once."""
+        dropped, self._dropped = tuple(self._dropped), []
+        return dropped
+
+    def check(self) -> None:
+        """Raise AssertionError if names, numbers and sizes disagree. For tests."""
+        assert self.size_bytes == sum(each.size_bytes for each in self._kept.values()), "sizes are miscounted"
+        for name, number in self._by_name.items():
+            assert name in self._kept[number].names, f"checkpoint {number} does not know its name"
+        assert not set(self._dropped) & set(self._kept), "a checkpoint is both kept and dropped"
+
+    def _rename(self, name: bytes, number: int) -> None:
+        """Give a name to `number`; a checkpoint that is left without its last name is of no use."""
+        former = self._by_name.get(name)
+        self._by_name[name] = number
+        if former is not None and self._kept[former].names[-1] == name and not self._kept[former].is_pinned:
+            self.drop(former)
+
+    def _make_room(self) -> None:
+        unpinned = [number for number, each in self._kept.items() if not each.is_pinned]
+        for number in unpinned:
+            if self.size_bytes <= self.max_bytes:
+                return
+            self.drop(number)
+            self.num_evicted += 1

@@ -1,0 +1,155 @@
+"""What of the cache goes to the disk, and what comes back: pages and checkpoints by name, bytes passed through."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.messages import DiskStats
+from vllm_mlx.core.step import RunnerInfo
+from vllm_mlx.kv.tiers.queues import Ticket
+from vllm_mlx.kv.tiers.record import Kind
+from vllm_mlx.kv.tiers.ssd import SsdTier, open_tier
+
+SCAN_TIMEOUT_S = 30.0
+"""A folder that takes longer to look through is known in part when the first request comes."""
+WRITE_OUT_TIMEOUT_S = 5.0
+
+
+class Export(NamedTuple):
+    """A page or checkpoint on its way out."""
+
+    kind: Kind
+    name: bytes
+    number: int
+    """Page id, or number of the checkpoint."""
+
+
+class _Load(NamedTuple):
+    ticket: Ticket
+    kind: Kind
+
+
+class DiskCache:
+    """Keeps a tier supplied, and reads ahead for sequences that wait.
+
+    Only what was used twice, or is pinned, is offered: most prompts never come again, and disks wear out. `page_bytes`
+    is the size of a page's payload.
+    """
+
+    def __init__(self, tier: SsdTier, *, page_bytes: int) -> None:
+        self._tier = tier
+        self._page_bytes = page_bytes
+        self._wanted: deque[tuple[Kind, bytes]] = deque()
+        self._loads: dict[str, list[_Load]] = {}
+
+    @property
+    def num_loading(self) -> int:
+        """Sequences that wait for the disk."""
+        return len(self._loads)
+
+    @property
+    def has_exports(self) -> bool:
+        """Whether anything is to be written."""
+        return bool(self._wanted)
+
+    def stats(self) -> DiskStats:
+        """The figures now."""
+        return msgspec.convert(self._tier.stats(), DiskStats, from_attributes=True)
+
+    def close(self) -> None:
+        """Wait a little for what is being written, and end the disk's thread."""
+        self._tier.flush(WRITE_OUT_TIMEOUT_S)
+        self._tier.close()
+
+    # ---- out ----
+
+    def offer(self, kind: Kind, name: bytes, *, size_bytes: int | None = None) -> None:
+        """Something was used again: it is worth a place on the disk, unless it has one."""
+        if self._tier.wants(name, size_bytes or self._page_bytes, kind=kind):
+            self._wanted.append((kind, name))
+
+    def take_exports(self, limit: int, *, find: Callable[[Kind, bytes], int | None]) -> tuple[Export, ...]:
+        """The next few of what was offered, pages first; `find` says where each is now, None if it is gone."""
+        taken: list[Export] = []
+        while self._wanted and len(taken) < limit:
+            kind, name = self._wanted.popleft()
+            number = find(kind, name)
+            if number is not None:
+                taken.append(Export(kind, name, number))
+        return tuple(sorted(taken, key=lambda export: export.kind))
+
+    def store(self, exports: Sequence[Export], payloads: Sequence[bytes]) -> None:
+        """The bytes of what was taken, in order."""
+        for export, payload in zip(exports, payloads, strict=True):
+            self._tier.save(export.name, payload, kind=export.kind)
+
+    # ---- in ----
+
+    def count(self, names: Sequence[bytes], *, kind: Kind = Kind.PAGE) -> int:
+        """How many of `names` are on disk before the first that is not."""
+        for index, name in enumerate(names):
+            if not self._tier.has(name, kind=kind):
+                return index
+        return len(names)
+
+    def has_checkpoint(self, name: bytes) -> bool:
+        """Whether the state behind a page is on disk."""
+        return self._tier.has(name, kind=Kind.CHECKPOINT)
+
+    def read(self, seq_id: str, names: Sequence[bytes], checkpoint: bytes | None) -> None:
+        """Begin to load pages, and a checkpoint, for a sequence."""
+        loads = [_Load(self._tier.load(names), Kind.PAGE)] if names else []
+        if checkpoint is not None:
+            loads.append(_Load(self._tier.load([checkpoint], kind=Kind.CHECKPOINT), Kind.CHECKPOINT))
+        self._loads[seq_id] = loads
+
+    def is_reading(self, seq_id: str) -> bool:
+        """Whether a load of the sequence is under way."""
+        return seq_id in self._loads
+
+    def take(self, seq_id: str) -> list[tuple[Kind, bytes, bytes]]:
+        """What has come since the last call: kind, name, payload; a page only if all before it came."""
+        came: list[tuple[Kind, bytes, bytes]] = []
+        left: list[_Load] = []
+        for load in self._loads[seq_id]:
+            loaded = self._tier.take_loaded(load.ticket)
+            came += [(load.kind, name, payload) for name, payload in loaded.blobs.items()]
+            if loaded.missing:
+                self._tier.cancel(load.ticket)  # pages behind a gap are of no use
+            elif not loaded.is_done:
+                left.append(load)
+        if left:
+            self._loads[seq_id] = left
+        else:
+            del self._loads[seq_id]
+        return came
+
+    def cancel(self, seq_id: str) -> None:
+        """The sequence waits no more; one that does not is ignored."""
+        for load in self._loads.pop(seq_id, ()):
+            self._tier.cancel(load.ticket)
+
+    def forget(self) -> int:
+        """Delete all that this model has on disk; returns how many blobs."""
+        self._wanted.clear()
+        for seq_id in list(self._loads):
+            self.cancel(seq_id)
+        return self._tier.forget()
+
+
+def open_disk(config: Config, info: RunnerInfo) -> DiskCache | None:
+    """The cache on disk, looked through, if the settings ask for one and the runner can name its model.
+
+    Raises:
+        ConfigError: the folder or the key cannot be used.
+    """
+    tier = open_tier(config, info.fingerprint) if info.fingerprint and config.prefix_cache else None
+    if tier is None:
+        return None
+    tier.flush(SCAN_TIMEOUT_S)  # the first request after a restart is to find what there is
+    return DiskCache(tier, page_bytes=info.cache.page_bytes)

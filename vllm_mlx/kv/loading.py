@@ -1,0 +1,61 @@
+"""Prefixes that are on disk: loaded ahead while their sequence waits, then remembered as if they had been computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm_mlx.kv.blocks import PagePool
+from vllm_mlx.kv.checkpoints import Checkpoints
+from vllm_mlx.kv.disk import DiskCache, Export
+from vllm_mlx.kv.matching import Match, Matcher
+from vllm_mlx.kv.tables import Table
+from vllm_mlx.kv.tiers.record import Kind
+
+
+class Loader:
+    """Moves pages and checkpoints between the disk and memory; what the runner must do for it is collected."""
+
+    def __init__(self, disk: DiskCache, matcher: Matcher, pool: PagePool, checkpoints: Checkpoints) -> None:
+        self.disk = disk
+        self._matcher = matcher
+        self._pool = pool
+        self._checkpoints = checkpoints
+        self.imports: list[tuple[int, bytes]] = []
+        """(page id, payload), for the next step."""
+        self.checkpoint_imports: list[tuple[int, bytes]] = []
+
+    def is_done(self, seq_id: str, table: Table, token_ids: Sequence[int], match: Match) -> bool:
+        """Load what the disk has of a waiting sequence beyond `match`; True once there is nothing to wait for."""
+        if table.was_read:
+            return True
+        if not self.disk.is_reading(seq_id):
+            count, names, checkpoint = self._matcher.on_disk(self.disk, table, token_ids, match)
+            table.was_read = count <= match.count
+            if not table.was_read:
+                self.disk.read(seq_id, names, checkpoint)
+            return table.was_read
+        for kind, name, payload in self.disk.take(seq_id):
+            if kind is Kind.CHECKPOINT:
+                self._take_checkpoint(name, payload)
+            else:
+                self._take_page(name, payload)
+        table.was_read = not self.disk.is_reading(seq_id)
+        return table.was_read
+
+    def take_exports(self, limit: int) -> tuple[Export, ...]:
+        """The next few that the runner is to read out, pages first; what is not in memory any more is left out."""
+        found = {Kind.PAGE: self._pool.find, Kind.CHECKPOINT: self._checkpoints.find}
+        return self.disk.take_exports(limit, find=lambda kind, name: found[kind](name))
+
+    def _take_page(self, name: bytes, payload: bytes) -> None:
+        if self._pool.find(name) is None and self._pool.num_free:
+            (page_id,) = self._pool.allocate(1)
+            self._pool.set_name(page_id, name)
+            self._pool.release(page_id)
+            self.imports.append((page_id, payload))
+
+    def _take_checkpoint(self, name: bytes, payload: bytes) -> None:
+        if self._checkpoints.find(name) is None and len(payload) <= self._checkpoints.max_bytes:
+            number = self._checkpoints.next_number()
+            self._checkpoints.keep(number, [name], size_bytes=len(payload))
+            self.checkpoint_imports.append((number, payload))
