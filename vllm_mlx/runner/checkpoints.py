@@ -75,16 +75,16 @@ def restore(checkpoint: Checkpoint, caches: Sequence[Any], *, num_tokens: int) -
     Raises:
         ValueError: it is not one of these caches.
     """
-    try:
-        for cache, state in zip(caches, checkpoint.layers, strict=True):
-            if isinstance(cache, RowCache):
-                keys, values = state
-                cache.keys, cache.values = (_first(array, num_tokens) for array in (keys, values))
-            else:
-                # Assigning to an element changes the array's handle, so each sequence gets handles of its own.
-                cache.state = tree_map(_handle, state)
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"the checkpoint does not fit the model's layers: {error}") from error
+    if len(caches) != len(checkpoint.layers):
+        raise ValueError(f"the checkpoint has {len(checkpoint.layers)} layers, the model {len(caches)} outside pages")
+    for cache, state in zip(caches, checkpoint.layers, strict=True):
+        if isinstance(cache, RowCache):
+            cache.keys, cache.values = _rows(state, num_tokens)
+            continue
+        if not _has_form(state, cache.state):
+            raise ValueError(f"the checkpoint does not fit the model's {type(cache).__name__}")
+        # Assigning to an element changes the array's handle, so each sequence gets handles of its own.
+        cache.state = tree_map(lambda leaf: mx.array(leaf) if isinstance(leaf, mx.array) else leaf, state)
 
 
 def are_restorable(caches: Sequence[Any]) -> bool:
@@ -111,9 +111,19 @@ def _copied(leaf: Any) -> Any:
     return leaf.reshape(1)[mx.array([0])].reshape(()) if leaf.ndim == 0 else leaf[mx.arange(leaf.shape[0])]
 
 
-def _handle(leaf: Any) -> Any:
-    return mx.array(leaf) if isinstance(leaf, mx.array) else leaf
+def _rows(state: Any, num_tokens: int) -> tuple[mx.array | None, mx.array | None]:
+    """The first tokens of a layer's keys and values."""
+    if isinstance(state, list) and len(state) == 2:
+        if state[0] is None and state[1] is None:
+            return None, None
+        if all(isinstance(array, mx.array) and array.ndim == 4 for array in state):
+            return state[0][:, :, :num_tokens], state[1][:, :, :num_tokens]
+    raise ValueError("the checkpoint does not fit the model's rows")
 
 
-def _first(array: mx.array | None, num_tokens: int) -> mx.array | None:
-    return None if array is None else array[:, :, :num_tokens]
+def _has_form(state: Any, fresh: Any) -> bool:
+    """Whether `state` is built like that of a fresh cache, which has numbers, and None for arrays that are to come."""
+    if isinstance(fresh, list | tuple):
+        is_list = isinstance(state, list | tuple) and len(state) == len(fresh)
+        return is_list and all(_has_form(one, other) for one, other in zip(state, fresh, strict=True))
+    return fresh is None or type(state) is type(fresh)

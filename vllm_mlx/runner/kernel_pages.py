@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from vllm_mlx.core.step import DecodeRow
+from vllm_mlx.runner.codec import PagePart, join_pages
 from vllm_mlx.runner.decode_inputs import DecodeInputs, DecodePlace
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace, Span
 from vllm_mlx.runner.kernels.check import Check, check_decode, pool_format
@@ -17,7 +18,7 @@ from vllm_mlx.runner.kernels.paging import PageKernels
 from vllm_mlx.runner.kernels.pools import PoolFormat, empty_pools
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
-from vllm_mlx.runner.pages import SinglePageView
+from vllm_mlx.runner.pages import SinglePageView, write_split_pages
 
 
 class Kernels:
@@ -81,6 +82,7 @@ class KernelPool:
         pools = pool_format(variant)
         self._access = kernels.pages(pools)
         self._raw = [(kernels.pages(raw), raw.page_size) for raw in pools.raw]
+        self._heads, self._num_pages = shape.heads, num_pages
         (self.keys, self.values), self.scales = empty_pools(pools, num_pages)
 
     @property
@@ -93,13 +95,30 @@ class KernelPool:
         """See LayerPool."""
         return self.scales is not None
 
-    def copy_pages(self, sources: mx.array, targets: mx.array) -> None:
-        """Copy whole pages inside the pool, as they are."""
-        pairs = [(self.keys, self.values), *([] if self.scales is None else [self.scales])]
-        for (access, page_size), pools in zip(self._raw, pairs, strict=True):
-            keys, values = (access.read(pool, sources[None], after=self.order.token) for pool in pools)
-            slots = (targets[:, None] * page_size + mx.arange(page_size)[None]).reshape(-1).astype(mx.int32)
-            self.order.token = access.write(*pools, keys, values, slots=slots, after=self.order.token)
+    @property
+    def _pairs(self) -> list[tuple[mx.array, mx.array]]:
+        return [(self.keys, self.values), *([] if self.scales is None else [self.scales])]
+
+    @property
+    def page_parts(self) -> list[PagePart]:
+        """See WholePages."""
+        return [PagePart(self._heads, pool.size // self._heads // self._num_pages, pool.dtype) for pool in self.arrays]
+
+    def read_pages(self, page_ids: mx.array) -> list[mx.array]:
+        """Whole pages as they are stored: [heads, pages, elements] of each array."""
+        after, shape = self.order.token, (self._heads, page_ids.size, -1)
+        raw = zip(self._raw, self._pairs, strict=True)
+        return [access.read(pool, page_ids[None], after=after).reshape(shape) for (access, _), p in raw for pool in p]
+
+    def write_pages(self, page_ids: mx.array, parts: Sequence[mx.array]) -> None:
+        """See WholePages."""
+        for i, ((access, page_size), pools) in enumerate(zip(self._raw, self._pairs, strict=True)):
+            slots = (page_ids[:, None] * page_size + mx.arange(page_size)[None]).reshape(-1).astype(mx.int32)
+            rows = [
+                part.reshape(1, self._heads, slots.size, pool.shape[1])
+                for part, pool in zip(parts[2 * i : 2 * i + 2], pools, strict=True)
+            ]
+            self.order.token = access.write(*pools, *rows, slots=slots, after=self.order.token)
 
     def write(self, place: SinglePlace, keys: mx.array, values: mx.array) -> None:
         """Store keys and values [1, heads, tokens, dim] where `place` says."""
@@ -204,7 +223,21 @@ class KernelPages:
             return
         sources, targets = (mx.array([pair[side] for pair in copies], dtype=mx.int32) for side in (0, 1))
         for pool in self.pools:
-            pool.copy_pages(sources, targets)
+            pool.write_pages(targets, pool.read_pages(sources))
+
+    def export_pages(self, page_ids: Sequence[int]) -> mx.array:
+        """See PageStore."""
+        ids = mx.array(list(page_ids), dtype=mx.int32)
+        words = join_pages(part for pool in self.pools for part in pool.read_pages(ids))
+        mx.async_eval(words)  # type: ignore[no-untyped-call]
+        # The kernels that write come after the token only: with this they come after the read as well.
+        self.order.token = self.order.token + words.reshape(-1)[:1].astype(mx.int32) * 0
+        return words
+
+    def import_pages(self, page_ids: Sequence[int], words: mx.array) -> None:
+        """See PageStore."""
+        self.ensure(max(page_ids))
+        write_split_pages(self.pools, mx.array(list(page_ids), dtype=mx.int32), words)
 
     def written(self) -> list[mx.array]:
         """See PageStore."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from vllm_mlx import families
-from vllm_mlx.core.cachespec import Layout
+from vllm_mlx.core.cachespec import CacheSpec, Layout
 from vllm_mlx.core.config import EXPANDED_DTYPES, Config
 from vllm_mlx.core.errors import ModelError
 from vllm_mlx.core.step import KernelStatus, MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
@@ -104,6 +104,7 @@ def _load(path: Path, config: Config, progress: ProgressCallback) -> _Loaded:
 def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress: ProgressCallback) -> Runner:
     model, model_layers, found, family, settings, notes = _load(path, config, progress)
     from vllm_mlx.runner import head
+    from vllm_mlx.runner.fingerprint import fingerprint
     from vllm_mlx.runner.kernel_choice import choose_layouts, quantise_pages
     from vllm_mlx.runner.kernel_pages import Kernels
 
@@ -117,7 +118,11 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
         progress("checking kernels")
         model_layers, statuses = choose_layouts(model_layers, kernels)
     info = _describe(settings, config, found, model, model_layers, notes)
-    info = msgspec.structs.replace(info, kernels=statuses)
+    try:
+        known_by = fingerprint(path, model, model_layers)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{config.model}: the model's files cannot be read: {_one_line(error)}") from error
+    info = msgspec.structs.replace(info, kernels=statuses, fingerprint=known_by)
     runner = _build_runner(model, model_layers, info, family, config, kernels)
     runner.warm(progress)
     gc.collect()
@@ -218,7 +223,9 @@ def _describe(
 
     spec = model_layers.cache_spec()
     context = _context_length(settings, config)
-    num_pages = _num_pages(config, found, spec.page_bytes, context, spec.page_size)
+    budget = _cache_budget(config, found)
+    checkpoint_bytes = _checkpoint_bytes(config, model, spec, budget)
+    num_pages = _num_pages(config, spec, context, budget - checkpoint_bytes)
     if spec.is_paged and (num_pages - 1) * spec.page_size < context:
         context = (num_pages - 1) * spec.page_size
         notes = [*notes, f"context limited to {context} tokens by the KV cache's memory (--cache-memory-mb)"]
@@ -234,6 +241,7 @@ def _describe(
         dtype=str(max(set(floats), key=floats.count)).removeprefix("mlx.core.") if floats else "",
         batched_decode=all(layer.layout is not Layout.OWN for layer in spec.layers),
         notes=tuple(notes),
+        checkpoint_bytes=checkpoint_bytes,
         memory=MemoryUse(active=mx.get_active_memory(), weights=sum(array.nbytes for array in weights)),
     )
 
@@ -250,21 +258,42 @@ def _context_length(settings: dict[str, Any], config: Config) -> int:
     return config.max_model_len
 
 
-def _num_pages(config: Config, found: Device, page_bytes: int, context: int, page_size: int) -> int:
-    """Pages that the memory settings allow, scratch page included, and no more than all sequences could ever fill."""
+def _cache_budget(config: Config, found: Device) -> int:
+    """Bytes that the memory settings allow for all that is remembered of sequences."""
     import mlx.core as mx
 
+    if config.cache_memory_mb is not None:
+        return config.cache_memory_mb << 20
+    budget = int(found.memory_bytes * config.cache_memory_percent)
+    if found.is_gpu:
+        budget = min(budget, int(found.memory_bytes * config.gpu_memory_utilization) - mx.get_active_memory())
+    return max(0, budget)
+
+
+def _checkpoint_bytes(config: Config, model: nn.Module, spec: CacheSpec, budget: int) -> int:
+    """The checkpoints' part of the budget.
+
+    A tenth where pages take the rest. Without pages half of it: running sequences need the other half, whose rows and
+    states are as large as the checkpoints taken of them. Nothing if none will be taken, or could be restored.
+    """
+    from vllm_mlx.runner.checkpoints import are_restorable
+    from vllm_mlx.runner.layers import flat_caches
+
+    if not config.prefix_cache or all(layer.layout is Layout.PAGES for layer in spec.layers):
+        return 0
+    if any(layer.layout is Layout.OWN for layer in spec.layers) and not are_restorable(flat_caches(model)):
+        return 0
+    return budget // 10 if spec.is_paged else budget // 2
+
+
+def _num_pages(config: Config, spec: CacheSpec, context: int, budget: int) -> int:
+    """Pages that fit into `budget` bytes, scratch page included, and no more than all sequences could ever fill."""
+    page_bytes = spec.page_bytes
     if page_bytes == 0:
         return 0
     if config.num_pages is not None:
         return config.num_pages
-    if config.cache_memory_mb is not None:
-        budget = config.cache_memory_mb << 20
-    else:
-        budget = int(found.memory_bytes * config.cache_memory_percent)
-        if found.is_gpu:
-            budget = min(budget, int(found.memory_bytes * config.gpu_memory_utilization) - mx.get_active_memory())
-    most = config.max_num_seqs * -(-context // page_size)
+    most = config.max_num_seqs * -(-context // spec.page_size)
     pages = min(budget // page_bytes, most) + 1
     if pages < 2:
         raise ModelError(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from vllm_mlx.core.step import DecodeRow
+from vllm_mlx.runner.codec import PagePart, join_pages, split_pages
 from vllm_mlx.runner.geometry import BatchPlace, Rectangle, SinglePlace, Span
 from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
 
@@ -42,13 +43,21 @@ class Pool:
         self.arrays = [self._grown(pool, num_pages) for pool in self.arrays]
         self.num_pages = num_pages
 
-    def copy_pages(self, sources: mx.array, targets: mx.array) -> None:
-        """Copy whole pages inside the pool."""
-        starts = mx.arange(self.heads)[:, None] * self.num_pages
-        by_page = (self.heads * self.num_pages, PAGE_SIZE, -1)
-        for i in range(len(self.arrays)):
-            pages = self.arrays[i].reshape(by_page)
-            pages[starts + targets] = pages[starts + sources]
+    @property
+    def page_parts(self) -> list[PagePart]:
+        """What a page is made of, an array each."""
+        return [PagePart(self.heads, pool.size // self.heads // self.num_pages, pool.dtype) for pool in self.arrays]
+
+    def read_pages(self, page_ids: mx.array) -> list[mx.array]:
+        """Whole pages as they are stored: [heads, pages, elements] of each array."""
+        return [pool.reshape(self.heads, self.num_pages, -1)[:, page_ids] for pool in self.arrays]
+
+    def write_pages(self, page_ids: mx.array, parts: Sequence[mx.array]) -> None:
+        """Put whole pages where others were; `parts` as `read_pages` gives them."""
+        index = mx.arange(self.heads)[:, None] * self.num_pages + page_ids
+        for i, part in enumerate(parts):
+            pages = self._whole_pages(self.arrays[i])
+            pages[index] = part
             self.arrays[i] = pages.reshape(self.heads * self.num_pages * PAGE_SIZE, -1)
 
     def write(self, place: SinglePlace | BatchPlace, keys: mx.array, values: mx.array) -> None:
@@ -139,7 +148,15 @@ class PageStore(Protocol):
         ...
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Carry out a step's page copies."""
+        """Carry out a step's page copies; all sources are read before any target is written."""
+        ...
+
+    def export_pages(self, page_ids: Sequence[int]) -> mx.array:
+        """The pages as they are now, words uint32 [pages, words] (`codec.join_pages`)."""
+        ...
+
+    def import_pages(self, page_ids: Sequence[int], words: mx.array) -> None:
+        """Write pages that were exported from pages of the same model."""
         ...
 
     def written(self) -> list[mx.array]:
@@ -185,7 +202,18 @@ class GrowingPages:
         self.ensure(max(target for _, target in copies))
         sources, targets = (mx.array([pair[side] for pair in copies]) for side in (0, 1))
         for pool in self._pools:
-            pool.copy_pages(sources, targets)
+            pool.write_pages(targets, pool.read_pages(sources))
+
+    def export_pages(self, page_ids: Sequence[int]) -> mx.array:
+        """See PageStore. Started at once: a write that finds the pool still to be read copies all of it."""
+        words = join_pages(part for pool in self._pools for part in pool.read_pages(mx.array(list(page_ids))))
+        mx.async_eval(words)  # type: ignore[no-untyped-call]
+        return words
+
+    def import_pages(self, page_ids: Sequence[int], words: mx.array) -> None:
+        """See PageStore."""
+        self.ensure(max(page_ids))
+        write_split_pages(self._pools, mx.array(list(page_ids)), words)
 
     def written(self) -> list[mx.array]:
         """See PageStore."""
@@ -267,6 +295,26 @@ class BatchPageView:
                 mx.fast.scaled_dot_product_attention(some, keys, values, scale=scale, mask=rectangle.mask, sinks=sinks)
             )
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)[place.original_order(window)]
+
+
+class WholePages(Protocol):
+    """What whole pages need of a pool."""
+
+    @property
+    def page_parts(self) -> list[PagePart]:
+        """What a page is made of, an array each."""
+        ...
+
+    def write_pages(self, page_ids: mx.array, parts: Sequence[mx.array]) -> None:
+        """Put whole pages where others were, [heads, pages, elements] of each array."""
+        ...
+
+
+def write_split_pages(pools: Sequence[WholePages], page_ids: mx.array, words: mx.array) -> None:
+    """Write pages over all layers, words [pages, words], each layer's part to its pool."""
+    parts = iter(split_pages(words, [part for pool in pools for part in pool.page_parts]))
+    for pool in pools:
+        pool.write_pages(page_ids, [next(parts) for _ in pool.page_parts])
 
 
 def _empty(shape: LayerShape, num_tokens: int) -> list[mx.array]:

@@ -7,14 +7,17 @@ whose members stay the same is never copied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ArraysCache
 
+from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
-from vllm_mlx.runner.layers import narrower
+from vllm_mlx.runner.layers import ModelLayers, flat_caches, narrower
 
 CAPACITY_STEP = 256
 """Tokens by which a row's capacity is rounded up."""
@@ -219,6 +222,32 @@ class Residents:
         self.order.pop()
         if keep:
             self.singles[slot] = kept
+
+
+def batch_layers(model: nn.Module, layers: ModelLayers) -> list[Any]:
+    """What the running batch keeps per layer that is not paged."""
+    built: list[Any] = []
+    for cache, shape in zip(flat_caches(model), layers.shapes, strict=True):
+        if shape.spec.layout is Layout.ROWS:
+            built.append(RowBatch())
+        elif shape.spec.layout is Layout.STATE:
+            built.append(StateBatch(cache))
+    return built
+
+
+def fresh_singles(model: nn.Module, layers: ModelLayers) -> list[Any]:
+    """Empty caches of one sequence, for the layers that are not paged."""
+    layouts = [shape.spec.layout for shape in layers.shapes]
+    if all(layout is Layout.PAGES for layout in layouts):
+        return []
+    flat = zip(flat_caches(model), layouts, strict=True)
+    return [RowCache() if layout is Layout.ROWS else cache for cache, layout in flat if layout is not Layout.PAGES]
+
+
+def arrays_of(caches: Iterable[Any]) -> list[mx.array]:
+    """All arrays of caches, ours and the library's."""
+    states = [cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches]
+    return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
 
 
 def _reserved(array: mx.array | None, num_rows: int, num_tokens: int, like: mx.array) -> mx.array:

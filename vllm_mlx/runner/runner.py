@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import msgspec
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from vllm_mlx.core.cachespec import Layout
@@ -29,11 +28,21 @@ from vllm_mlx.core.step import (
 )
 from vllm_mlx.runner import checkpoints, device
 from vllm_mlx.runner.checkpoints import Checkpoint, Checkpoints
+from vllm_mlx.runner.codec import Exports, decode_checkpoint, page_words
 from vllm_mlx.runner.decode_step import DecodeStep
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
-from vllm_mlx.runner.layers import ModelLayers, flat_caches, parts_of
+from vllm_mlx.runner.layers import ModelLayers, parts_of
 from vllm_mlx.runner.pages import GrowingPages, PageStore
-from vllm_mlx.runner.rows import BatchRowView, Residents, RowBatch, RowCache, SingleRowView, StateBatch
+from vllm_mlx.runner.rows import (
+    BatchRowView,
+    Residents,
+    RowBatch,
+    SingleRowView,
+    StateBatch,
+    arrays_of,
+    batch_layers,
+    fresh_singles,
+)
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
 
 log = get_logger("runner")
@@ -56,6 +65,7 @@ class Launched(msgspec.Struct, frozen=True, eq=False):
     """A number that is there when the step is done; None if it computes nothing."""
     launched_at: float
     checkpoint_bytes: tuple[int, ...]
+    exports: Exports
 
 
 class MlxRunner:
@@ -82,7 +92,7 @@ class MlxRunner:
         self._last_tokens = mx.zeros((max_rows + 1,), mx.int32)
         self._own: dict[int, list[Any]] = {}
         self._checkpoints = Checkpoints()
-        self._residents = Residents(_batch_layers(model, layers))
+        self._residents = Residents(batch_layers(model, layers))
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
         self._finished_at = 0.0
         self._holds_back = info.backend == "cpu"
@@ -103,6 +113,8 @@ class MlxRunner:
         """
         launched_at = time.monotonic()
         self._start_held_back()
+        exports = self._start_exports(step)
+        imported = self._import(step)
         self._pages.copy(step.copies)
         self._take_slots(step)
         self._checkpoints.drop(step.dropped)
@@ -114,17 +126,16 @@ class MlxRunner:
                 logits.append(last)
         if logits:
             sampled.append(self._sample(logits, order[-sum(part.shape[0] for part in logits) :]))
-        taken = self._take_checkpoints(step)
+        kept = [*self._take_checkpoints(step), *imported]
         slots = tuple(row.slot for row in order)
-        kept = [array for checkpoint in taken for array in checkpoint.arrays()]
-        written = [*kept, *self._written(step), *logits]
+        written = [*(array for checkpoint in kept for array in checkpoint.arrays()), *self._written(step), *logits]
         if sampled and (not self._holds_back or not step.decodes):
             # Only a decode reads them: without it, step after step would pile up on graphs that nobody evaluates.
             written.append(self._last_tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
-        self._held_back = launched = Launched(
-            step, sampled, slots, written, marker, launched_at, tuple(checkpoint.nbytes for checkpoint in taken)
-        )
+        sizes = tuple(checkpoint.nbytes for checkpoint in kept)
+        launched = Launched(step, sampled, slots, written, marker, launched_at, sizes, exports)
+        self._held_back = launched
         if not self._holds_back:
             self._start_held_back()
         return launched
@@ -150,7 +161,7 @@ class MlxRunner:
         """Bytes in use now."""
         use = device.memory_use(weights=self._info.memory.weights, pages=self._pages.nbytes)
         single = [caches for group in (self._residents.singles, self._own) for caches in group.values()]
-        rows = [*_arrays(itertools.chain(*single)), *self._residents.arrays()]
+        rows = [*arrays_of(itertools.chain(*single)), *self._residents.arrays()]
         return msgspec.structs.replace(
             use, rows=sum(array.nbytes for array in rows), checkpoints=self._checkpoints.nbytes
         )
@@ -231,9 +242,31 @@ class MlxRunner:
             handle.step.number,
             tuple(tokens[slot] for slot in slots),
             tuple(logprobs.get(slot) for slot in slots) if logprobs else None,
+            exported=handle.exports.payloads(),
             checkpoint_bytes=handle.checkpoint_bytes,
             elapsed_s=elapsed_s,
         )
+
+    def _start_exports(self, step: Step) -> Exports:
+        """Read what the step gives out, before it changes anything."""
+        pages = self._pages.export_pages(step.exports) if step.exports else None
+        return Exports(pages, tuple(self._checkpoints[number] for number in step.checkpoint_exports))
+
+    def _import(self, step: Step) -> list[Checkpoint]:
+        """Take in pages and checkpoints; returns the checkpoints.
+
+        Raises:
+            ValueError: bytes that are of no page or checkpoint of this model.
+        """
+        decoded = [(number, decode_checkpoint(payload)) for number, payload in step.checkpoint_imports]
+        for _, checkpoint in decoded:
+            checkpoints.restore(checkpoint, parts_of(self._fresh_caches()), num_tokens=0)
+        if step.imports:
+            page_ids, payloads = zip(*step.imports, strict=True)
+            self._pages.import_pages(page_ids, page_words(payloads, page_bytes=self._info.cache.page_bytes))
+        for number, checkpoint in decoded:
+            self._checkpoints.keep(number, checkpoint)
+        return [checkpoint for _, checkpoint in decoded]
 
     def _take_slots(self, step: Step) -> None:
         for slot in step.released:
@@ -245,7 +278,7 @@ class MlxRunner:
 
     def _start(self, new: NewSequence) -> None:
         self._sampler.add(new)
-        caches = self._fresh_singles() if self._is_batched else make_prompt_cache(self._model)
+        caches = self._fresh_caches()
         if new.checkpoint is not None:
             kept = self._checkpoints[new.checkpoint]
             checkpoints.restore(kept, parts_of(caches), num_tokens=new.num_cached)
@@ -253,6 +286,10 @@ class MlxRunner:
             self._residents.add(new.slot, caches)
         else:
             self._own[new.slot] = caches
+
+    def _fresh_caches(self) -> list[Any]:
+        """Empty caches of one sequence: of the layers outside pages, or the model's own."""
+        return fresh_singles(self._model, self._layers) if self._is_batched else make_prompt_cache(self._model)
 
     def _take_checkpoints(self, step: Step) -> list[Checkpoint]:
         """Keep what the step asks for of its rows, as they are now."""
@@ -270,14 +307,6 @@ class MlxRunner:
             checkpoint = checkpoints.take_whole(parts_of(self._own[slot]))
         self._checkpoints.keep(number, checkpoint)
         return checkpoint
-
-    def _fresh_singles(self) -> list[Any]:
-        """Empty caches of one sequence, for the layers that are not paged."""
-        layouts = [shape.spec.layout for shape in self._layers.shapes]
-        if all(layout is Layout.PAGES for layout in layouts):
-            return []
-        flat = zip(flat_caches(self._model), layouts, strict=True)
-        return [RowCache() if layout is Layout.ROWS else cache for cache, layout in flat if layout is not Layout.PAGES]
 
     def _prefill(self, row: PrefillRow) -> mx.array:
         """Logits [1, vocab] after a chunk of one sequence."""
@@ -364,21 +393,4 @@ class MlxRunner:
         singles = [self._residents.singles.get(row.slot, ()) for row in step.prefills]
         slots = (*(row.slot for row in step.prefills), *(row.slot for row in step.decodes))
         own = [self._own.get(slot, ()) for slot in slots]
-        return [*self._pages.written(), *self._residents.arrays(), *_arrays(itertools.chain(*singles, *own))]
-
-
-def _arrays(caches: Iterable[Any]) -> list[mx.array]:
-    """All arrays of caches, ours and the library's."""
-    states = [cache.arrays() if isinstance(cache, RowCache) else cache.state for cache in caches]
-    return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
-
-
-def _batch_layers(model: nn.Module, layers: ModelLayers) -> list[Any]:
-    """What the running batch keeps per layer that is not paged."""
-    built: list[Any] = []
-    for cache, shape in zip(flat_caches(model), layers.shapes, strict=True):
-        if shape.spec.layout is Layout.ROWS:
-            built.append(RowBatch())
-        elif shape.spec.layout is Layout.STATE:
-            built.append(StateBatch(cache))
-    return built
+        return [*self._pages.written(), *self._residents.arrays(), *arrays_of(itertools.chain(*singles, *own))]
