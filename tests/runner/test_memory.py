@@ -10,7 +10,7 @@ from driven import assert_same, prompts, run, run_alone, submit
 from plain_kernels import PlainKernels
 
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.step import Runner
+from vllm_mlx.core.step import Runner, Step
 from vllm_mlx.engine.scheduler import Scheduler
 
 
@@ -23,6 +23,20 @@ def test_a_decode_step_copies_no_pool(open_runner: Callable[..., Runner]) -> Non
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     run(runner, submits, config=Config())
+    assert mx.get_peak_memory() - before < pool_bytes / 2
+
+
+def test_moving_pages_copies_no_pool(open_runner: Callable[..., Runner]) -> None:
+    runner = open_runner("llama", num_pages=20_000)
+    run(runner, [submit("a", prompts(70)[0], max_tokens=1)], config=Config())
+    (payload,) = runner.collect(runner.launch(Step(1, exports=(1,)))).exported
+    runner._pages.ensure(19_999)  # type: ignore[attr-defined]
+    pool_bytes = runner.memory().pages / 4  # two layers, keys and values
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for number in range(2, 6):
+        step = Step(number, exports=(1, 2), imports=((9_000 + number, payload),), copies=((1, 10_000 + number),))
+        runner.collect(runner.launch(step))
     assert mx.get_peak_memory() - before < pool_bytes / 2
 
 

@@ -13,7 +13,7 @@ from runner.metal.support import emulator_for_tests
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.step import Runner
+from vllm_mlx.core.step import Runner, Step
 from vllm_mlx.runner.kernel_pages import Kernels
 from vllm_mlx.runner.kernels import dialect, packed_paging, paging, source
 from vllm_mlx.runner.kernels.check import check_decode
@@ -129,3 +129,15 @@ def test_whole_pages_are_copied_as_they_are(
         by_page = array.reshape(2, 8, -1)  # heads, pages
         assert mx.array_equal(by_page[:, 6:8], by_page[:, 1:3])
         assert mx.any(by_page[:, 1] != 0)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int4"])
+def test_whole_pages_go_out_and_come_back_as_they_are(
+    metal: MetalStandIn, dtype: str, open_runner: Callable[..., Runner]
+) -> None:
+    runner = open_runner("llama", kernels=Kernels("metal"), max_num_seqs=4, kv_cache_dtype=dtype, num_pages=8)
+    run(runner, [submit("a", prompts(70)[0], max_tokens=1)], config=Config(max_num_seqs=4))
+    payloads = runner.collect(runner.launch(Step(1, exports=(1, 2)))).exported
+    back = Step(2, exports=(1,), imports=((6, payloads[0]), (1, payloads[1])))
+    assert runner.collect(runner.launch(back)).exported == payloads[:1], "read before it was written"
+    assert runner.collect(runner.launch(Step(3, exports=(6, 1)))).exported == payloads

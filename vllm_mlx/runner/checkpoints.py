@@ -48,8 +48,7 @@ class Checkpoints:
         return sum(checkpoint.nbytes for checkpoint in self._kept.values())
 
     def keep(self, number: int, checkpoint: Checkpoint) -> None:
-        """Remember it under a new number."""
-        assert number not in self._kept, f"checkpoint {number} is there already"
+        """Remember it; a checkpoint that had the same number is forgotten."""
         self._kept[number] = checkpoint
 
     def drop(self, numbers: Iterable[int]) -> None:

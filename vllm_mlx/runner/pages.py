@@ -201,13 +201,15 @@ class GrowingPages:
             return
         self.ensure(max(target for _, target in copies))
         sources, targets = (mx.array([pair[side] for pair in copies]) for side in (0, 1))
-        for pool in self._pools:
-            pool.write_pages(targets, pool.read_pages(sources))
+        parts = [pool.read_pages(sources) for pool in self._pools]
+        mx.eval(parts)  # a write that finds the pool still to be read copies all of it
+        for pool, read in zip(self._pools, parts, strict=True):
+            pool.write_pages(targets, read)
 
     def export_pages(self, page_ids: Sequence[int]) -> mx.array:
-        """See PageStore. Started at once: a write that finds the pool still to be read copies all of it."""
+        """See PageStore. Done at once, for the same reason as in `copy`."""
         words = join_pages(part for pool in self._pools for part in pool.read_pages(mx.array(list(page_ids))))
-        mx.async_eval(words)  # type: ignore[no-untyped-call]
+        mx.eval(words)
         return words
 
     def import_pages(self, page_ids: Sequence[int], words: mx.array) -> None:
