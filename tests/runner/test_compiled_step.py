@@ -13,9 +13,11 @@ from pure_kernels import PureKernels, Replay
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
-from vllm_mlx.runner import decode_step
+from vllm_mlx.runner import decode_step, device
 
 Open = Callable[..., Runner]
+
+pytestmark = pytest.mark.skipif(device.probe().is_gpu, reason="a GPU has kernels of its own, and compiles its steps")
 
 
 @pytest.fixture

@@ -13,10 +13,13 @@ from tiny_models import ARCHITECTURES
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import DecodeRow, Runner
+from vllm_mlx.runner import device
 from vllm_mlx.runner.decode_inputs import DecodeInputs
 from vllm_mlx.runner.decode_step import row_sizes
 
 Open = Callable[..., Runner]
+
+pytestmark = pytest.mark.skipif(device.probe().is_gpu, reason="a GPU has kernels of its own, and compiles its steps")
 LENGTHS = (5, 23, 12, 70, 33)
 
 
