@@ -26,7 +26,7 @@ from vllm_mlx.core.messages import CacheMatch, EngineState, FinishReason, Output
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine import incarnation
-from vllm_mlx.engine.client import BaseClient, StatsTotals
+from vllm_mlx.engine.client import BaseClient
 from vllm_mlx.engine.process import ProcessEngine
 from vllm_mlx.engine.thread import ThreadEngine
 
@@ -330,16 +330,6 @@ async def test_engine_stopped_before_its_start_does_not_start(make: Make) -> Non
         await engine.stop()
         with pytest.raises(EngineStartError, match="stopped"):
             await engine.start()
-
-
-def test_counters_never_fall_when_an_engine_starts_from_zero() -> None:
-    totals = StatsTotals()
-    totals.update(Stats(num_steps=5, num_tokens=50, num_preemptions=1, num_running=3))
-    totals.update(Stats(num_steps=4, num_tokens=40))  # came late
-    totals.engine_ended()
-    assert totals.total == Stats(num_steps=5, num_tokens=50, num_preemptions=1)
-    totals.update(Stats(num_steps=2, num_tokens=20, pages_used=7))
-    assert totals.total == Stats(num_steps=7, num_tokens=70, num_preemptions=1, pages_used=7)
 
 
 # ---- a thread cannot come back ----

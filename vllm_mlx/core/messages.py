@@ -168,9 +168,8 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     disk: DiskStats | None = None
     """Figures of the cache on disk, if there is one."""
     num_evicted_pages: int = 0
-    """Pages of remembered prefixes that were given to others, since this engine started."""
+    """Pages of remembered prefixes that were given to others, since this engine started; so are the next three."""
     num_preemptions: int = 0
-    """Since this engine started; so are the next two."""
     num_steps: int = 0
     num_tokens: int = 0
     """Tokens computed, prompt and output."""

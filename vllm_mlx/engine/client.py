@@ -33,39 +33,11 @@ from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.step import ProgressCallback, RunnerInfo
 from vllm_mlx.engine.queries import Answer, OpenQueries, Query
 from vllm_mlx.engine.requests import OpenRequests
+from vllm_mlx.engine.totals import StatsTotals
 
 log = get_logger("engine")
 
 STOPPED_MESSAGE = "The engine was stopped."
-
-
-class StatsTotals:
-    """Statistics whose counters go on when a new engine starts from zero."""
-
-    def __init__(self) -> None:
-        self._earlier = Stats()
-        self._present = Stats()
-
-    @property
-    def total(self) -> Stats:
-        """The present engine's state, with the counters of all engines."""
-        earlier, present = self._earlier, self._present
-        return msgspec.structs.replace(
-            present,
-            num_preemptions=earlier.num_preemptions + present.num_preemptions,
-            num_steps=earlier.num_steps + present.num_steps,
-            num_tokens=earlier.num_tokens + present.num_tokens,
-        )
-
-    def update(self, stats: Stats) -> None:
-        """Take a report. Two threads of an engine report, so an older one may come late; it is ignored."""
-        if stats.num_steps >= self._present.num_steps:
-            self._present = stats
-
-    def engine_ended(self) -> None:
-        """Nothing runs any more; keep the counters."""
-        self._earlier = self.total
-        self._present = Stats()
 
 
 class BaseClient(ABC):

@@ -36,6 +36,8 @@ STATS_INTERVAL_S = 0.25
 DISK_PAUSE_S = 0.002
 """Between two looks at what was loaded, when nothing else can be done."""
 WRITE_OUT_TIMEOUT_S = 5.0
+DISK_REPORT_INTERVAL_S = 1.0
+"""Between two reports while nothing is left to do but what the disk does by itself."""
 REST_AFTER_S = 2.0
 """The next request of a conversation comes soon; memory dropped before would have to be asked for again."""
 
@@ -123,7 +125,9 @@ class Engine:
                 case CacheLookup(query_id, prompt):
                     self._outbox.send(CacheLookedUp(query_id, self._scheduler.lookup(prompt)))
                 case CacheForget(query_id):
-                    self._outbox.send(CacheForgotten(query_id, self._scheduler.forget()))
+                    freed = self._scheduler.forget()
+                    self._send_stats()
+                    self._outbox.send(CacheForgotten(query_id, freed))
                 case Shutdown():
                     return False
         return True
@@ -181,6 +185,10 @@ class Engine:
         while self._runner.idle():
             if messages := self._inbox.receive(0):
                 return messages
+        while self.stats.disk is not None and self.stats.disk.queued_bytes:
+            if messages := self._inbox.receive(DISK_REPORT_INTERVAL_S):
+                return messages
+            self._send_stats()
         return self._inbox.receive(None)
 
     def _send_stats(self) -> None:
