@@ -11,6 +11,7 @@ from plain_kernels import PlainKernels
 from stepped import Hand
 
 from vllm_mlx.core.step import Runner, Step
+from vllm_mlx.runner import device
 
 Open = Callable[..., Runner]
 MODELS = ["qwen3_next", "falcon_h1", "lfm2", "mamba2", "mamba", "rwkv7", "deepseek_v3", "gemma2", "llama4", "gemma3n"]
@@ -33,6 +34,7 @@ def test_sequences_go_on_from_a_checkpoint(name: str, open_runner: Open) -> None
     check_that_sequences_go_on(open_runner(name))
 
 
+@pytest.mark.skipif(device.probe().is_gpu, reason="a GPU has kernels of its own")
 @pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "nemotron_h"])
 def test_sequences_on_kernels_go_on_from_a_checkpoint(name: str, open_runner: Open) -> None:
     check_that_sequences_go_on(open_runner(name, kernels=PlainKernels()))
