@@ -118,3 +118,10 @@ def test_checkpoints_hold_no_memory_but_their_own(name: str, open_runner: Open) 
     size = runner.memory().checkpoints
     hand.run(Step(0, dropped=(1,)))
     assert 0 <= held - mx.get_active_memory() - size < 1 << 16  # small arrays take a page each
+
+
+def test_closing_frees_checkpoints(open_runner: Open) -> None:
+    runner = open_runner("mamba2")
+    first_sequence(Hand(runner), checkpoint=1)
+    runner.close()
+    assert runner.memory().checkpoints == runner.memory().rows == 0

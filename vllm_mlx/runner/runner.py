@@ -292,7 +292,7 @@ class MlxRunner:
         return fresh_singles(self._model, self._layers) if self._is_batched else make_prompt_cache(self._model)
 
     def _take_checkpoints(self, step: Step) -> list[Checkpoint]:
-        """Keep what the step asks for of its rows, as they are now."""
+        """Keep what the step asks for, as it is now; only slots with a row in the step have a known length."""
         if not step.checkpoints:
             return []
         num_tokens = {row.slot: row.position + 1 for row in step.decodes}
