@@ -106,7 +106,7 @@ async def test_warm_prompt_is_found_by_the_first_request(client: httpx.AsyncClie
     assert warmed[0]["cached_tokens"] == 0
     assert warmed[1]["cached_tokens"] >= 32
     hit = int((await ask(client, conversation)).headers["x-cache-hit-tokens"])
-    assert hit == warmed[0]["prompt_tokens"] // 32 * 32
+    assert warmed[0]["prompt_tokens"] // 32 * 32 <= hit <= warmed[0]["prompt_tokens"]
 
 
 async def test_chat_request_can_be_warmed_as_it_is(client: httpx.AsyncClient) -> None:
@@ -186,6 +186,7 @@ async def test_ledger_adds_up_to_what_is_active(client: httpx.AsyncClient, parts
     found = (await client.get("/v1/memory")).json()
     ledger = dict(found["ledger"])
     ledger.pop("allocator_cache")
+    ledger.pop("staging")
     info = parts.status().info
     assert info is not None
     assert found["bounds"]["page_bytes"] == info.num_pages * info.cache.page_bytes > 0

@@ -19,6 +19,7 @@ from vllm_mlx.api.tenant import tenant_of
 from vllm_mlx.api.wire.cache import (
     CacheStatsAnswer,
     ClearedAnswer,
+    DiskAnswer,
     ExplainAnswer,
     PagesAnswer,
     WarmAnswer,
@@ -32,6 +33,7 @@ from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.api.wire.usage import difference_answer
 from vllm_mlx.chat.collect import collect
 from vllm_mlx.core.chat import ChatRequest
+from vllm_mlx.core.messages import DiskStats
 
 
 def router(context: Context) -> APIRouter:
@@ -160,6 +162,26 @@ def _stats(context: Context) -> CacheStatsAnswer:
         requests=requests,
         requests_with_hit=hits,
         request_hit_rate=_rate(hits, requests),
+        requests_loading=stats.num_loading,
+        disk=_disk(stats.disk) if stats.disk else None,
+    )
+
+
+def _disk(disk: DiskStats) -> DiskAnswer:
+    return DiskAnswer(
+        blobs=disk.num_blobs,
+        bytes=disk.size_bytes,
+        queued_bytes=disk.queued_bytes,
+        ahead_bytes=disk.ahead_bytes,
+        saved=disk.num_saved,
+        bytes_written=disk.bytes_written,
+        hits=disk.num_hits,
+        bytes_read=disk.bytes_read,
+        misses=disk.num_misses,
+        corrupt=disk.num_corrupt,
+        evicted=disk.num_evicted,
+        refused=disk.num_refused,
+        problem=disk.problem,
     )
 
 

@@ -18,7 +18,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/v1/memory", responses=json_answers(MemoryAnswer), response_class=Response)
     async def memory() -> Response:
-        """Bytes on the device by what they are for, as the engine last reported, and the bounds in force."""
+        """Bytes by what they are for, as the engine last reported, and the bounds in force."""
         return Response(msgspec.json.encode(_report(context)), media_type="application/json")
 
     return routes
@@ -46,7 +46,7 @@ def _ledger(status: EngineStatus) -> LedgerAnswer:
     page_bytes = status.info.cache.page_bytes if status.info else 0
     pages_used = min(use.pages, stats.pages_used * page_bytes)
     pages_kept = min(use.pages - pages_used, stats.pages_kept * page_bytes)
-    named = use.weights + use.pages + use.rows + use.checkpoints + use.staging
+    named = use.weights + use.pages + use.rows + use.checkpoints
     return LedgerAnswer(
         weights=use.weights,
         pages_used=pages_used,

@@ -36,9 +36,15 @@ def _report(context: Context) -> dict[str, Any]:
         "uptime_s": round(time.time() - context.started_at),
         "num_running": stats.num_running,
         "num_waiting": stats.num_waiting,
+        "waiting": {
+            "for_their_turn": stats.num_waiting - stats.num_loading,
+            "loading_from_disk": stats.num_loading,
+        },
         "pages_used": stats.pages_used,
         "pages_free": stats.pages_free,
         "pages_kept": stats.pages_kept,
+        "pages_pinned": stats.pages_pinned,
+        "checkpoints": stats.num_checkpoints,
         "preemptions": stats.num_preemptions,
         "steps_executed": stats.num_steps,
         "engine_restarts": status.num_restarts,
@@ -67,4 +73,7 @@ def _memory(memory: MemoryUse) -> dict[str, float]:
         "cache_memory_gb": round(memory.cache / _GIB, 3),
         "weights_gb": round(memory.weights / _GIB, 3),
         "pages_gb": round(memory.pages / _GIB, 3),
+        "rows_gb": round(memory.rows / _GIB, 3),
+        "checkpoints_gb": round(memory.checkpoints / _GIB, 3),
+        "staging_gb": round(memory.staging / _GIB, 3),
     }

@@ -108,13 +108,42 @@ class PagesAnswer(msgspec.Struct, frozen=True):
     """Of remembered prefixes that nobody uses."""
     pinned: int
     evicted: int
-    """Given to others, since the engine started."""
+    """Given to others."""
     tokens_per_page: int
     bytes_per_page: int
 
 
+class DiskAnswer(msgspec.Struct, frozen=True):
+    """The cache on disk, as far as this model may use it."""
+
+    blobs: int
+    """Pages and checkpoints on disk."""
+    bytes: int
+    """Of their files."""
+    queued_bytes: int
+    """Memory of what waits to be written."""
+    ahead_bytes: int
+    """Memory of what was read and not taken yet."""
+    saved: int
+    """Blobs written."""
+    bytes_written: int
+    hits: int
+    """Blobs loaded."""
+    bytes_read: int
+    misses: int
+    """Blobs that were asked for and could not be loaded."""
+    corrupt: int
+    """Files that were not what had been written; they were deleted, never used."""
+    evicted: int
+    """Files deleted to make room."""
+    refused: dict[str, int]
+    """Blobs that were not written, by reason; `known` ones are there already."""
+    problem: str | None
+    """Why the last write failed; None if it did not."""
+
+
 class CacheStatsAnswer(msgspec.Struct, frozen=True):
-    """Answer of GET /v1/cache/stats. Counts of tokens and requests are since the server started."""
+    """Answer of GET /v1/cache/stats. Counts are since the server started, over all its engines."""
 
     pages: PagesAnswer
     checkpoints: int
@@ -129,10 +158,15 @@ class CacheStatsAnswer(msgspec.Struct, frozen=True):
     """Finished choices that read a prompt of their own."""
     requests_with_hit: int
     request_hit_rate: float
+    requests_loading: int
+    """Waiting now while their beginning is read from the disk."""
+    disk: DiskAnswer | None
+    """None without --ssd-cache-dir."""
 
 
 class LedgerAnswer(msgspec.Struct, frozen=True):
-    """Bytes on the device. All but `allocator_cache` add up to `active_bytes`, or more while a report is stale."""
+    """Bytes by what they are for. All but `staging` and `allocator_cache` add up to `active_bytes`, or more while a
+    report is stale."""
 
     weights: int
     pages_used: int
@@ -146,7 +180,7 @@ class LedgerAnswer(msgspec.Struct, frozen=True):
     vision: int
     """Encoded images; 0, as this server takes text only."""
     staging: int
-    """On their way to or from the disk."""
+    """On their way to or from the disk: plain memory of the engine's process, not of the device's allocator."""
     other: int
     """Activations and temporary arrays of the step being computed."""
     allocator_cache: int
