@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 VOCAB_SIZE = 1024
@@ -293,3 +295,28 @@ def config_of(name: str) -> dict[str, Any]:
     """The config.json of a tiny model."""
     own = ARCHITECTURES[name]
     return {**BASE, "model_type": name, **own}
+
+
+def write_tiny_model(
+    name: str, folder: Path, *, seed: int = 0, scale: float = 0.08, changes: dict[str, Any] | None = None
+) -> Path:
+    """A model of `ARCHITECTURES` with random weights, as mlx-lm reads it; `changes` are made to its config.json."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    from vllm_mlx.runner.load import untouched_file_limit
+
+    with untouched_file_limit():
+        from mlx_lm.utils import _get_classes
+
+    config = config_of(name) | (changes or {})
+    model_class, args_class = _get_classes(config)
+    mx.random.seed(seed)
+    weights = {}
+    for key, value in tree_flatten(model_class(args_class.from_dict(config)).parameters()):
+        is_matrix = value.ndim > 1 and not key.endswith("A_log")
+        weights[key] = mx.random.normal(value.shape) * scale if is_matrix else value
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from runner.conftest import write_tiny_model
+from tiny_models import write_tiny_model
 
 from vllm_mlx.runner.kernel_choice import quantise_pages
 
