@@ -1,0 +1,106 @@
+"""A scheduler, a runner without a model and a disk, driven round by round: who shares which prefix can be watched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vllm_mlx.core.cachespec import Layout
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.messages import Output, Submit
+from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.kv.disk import DiskCache, open_disk
+from vllm_mlx.testing.fake import FakeRunner
+
+PAGE = 4
+VOCAB_SIZE = 7
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "pages": {},
+    "rows": {"num_pages": 0},
+    "state": {"num_pages": 0, "state": Layout.STATE},
+    "pages and state": {"state": Layout.STATE},
+    "pages and rows": {"state": Layout.ROWS},
+}
+"""Of models, by what they keep."""
+
+
+class World:
+    """Scheduler and runner in the order of the engine loop; counts the tokens that are computed."""
+
+    def __init__(
+        self,
+        kind: str = "pages",
+        *,
+        num_pages: int = 64,
+        checkpoint_bytes: int = 1 << 20,
+        disk: Path | None = None,
+        **given: Any,
+    ) -> None:
+        options: dict[str, Any] = {"num_pages": num_pages, "checkpoint_bytes": checkpoint_bytes, **KINDS[kind]}
+        self.runner = FakeRunner(
+            page_size=PAGE, vocab_size=VOCAB_SIZE, max_model_len=64, fingerprint=b"fingerprint-of-x", **options
+        )
+        stored: dict[str, Any] = {"ssd_cache_dir": str(disk), "ssd_cache_min_free_gb": 0} if disk else {}
+        config = Config(**{"prefill_step_size": 8, **stored, **given})
+        self.disk: DiskCache | None = open_disk(config, self.runner.info)
+        self.scheduler = Scheduler(self.runner.info, config, disk=self.disk, clock=lambda: 0.0)
+        self.in_flight: Any = None
+        self.num_prefilled = 0
+        self.outputs: dict[str, list[Output]] = {}
+
+    def round(self) -> None:
+        step = self.scheduler.plan()
+        launched = self.runner.launch(step) if step else None
+        self.num_prefilled += sum(len(row.token_ids) for row in step.prefills) if step else 0
+        if self.in_flight:
+            self.scheduler.commit(self.runner.collect(self.in_flight))
+        self.in_flight = launched
+        self.scheduler.check()
+        for output in self.scheduler.take_outputs():
+            self.outputs.setdefault(output.request_id, []).append(output)
+
+    def run(self, *submits: Submit) -> None:
+        for one in submits:
+            self.scheduler.submit(one)
+        while self.scheduler.has_work or self.in_flight:
+            if self.scheduler.waits_for_disk:
+                time.sleep(0.001)
+            self.round()
+
+    def close(self) -> None:
+        """What is worth keeping is on disk afterwards."""
+        if self.disk is not None:
+            self.disk.close()
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        return tuple(token for output in self.outputs[name] for token in output.token_ids)
+
+    def num_cached(self, name: str) -> int:
+        return self.outputs[name][0].num_cached
+
+    def history(self, name: str, prompt: Any) -> list[int]:
+        """A prompt and its answer."""
+        return [*(token % VOCAB_SIZE for token in prompt), *self.tokens(name)]
+
+
+@contextmanager
+def opened(*given: Any, **settings: Any) -> Iterator[World]:
+    world = World(*given, **settings)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def submit(
+    name: str, token_ids: Any, *, max_tokens: int = 6, salt: bytes = b"", seed: int = 1, **given: Any
+) -> Submit:
+    sampling = SamplingParams(temperature=0.8, seed=seed, max_tokens=max_tokens)
+    return Submit(name, Prompt(tuple(token % VOCAB_SIZE for token in token_ids), salt), sampling, **given)
