@@ -128,6 +128,10 @@ class KernelPool:
         """Store keys and values [rows, heads, 1, dim]."""
         self._put(keys, values, place.writes)
 
+    def write_slots(self, slots: mx.array, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [rows, heads, tokens, dim] at `slots` int32 [rows x tokens], counted within a head."""
+        self._put(keys, values, slots)
+
     def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
         """Keys and values [1, heads, tokens, dim] of a span."""
         table, after = span.pages.within[None], self.order.token

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vllm_mlx.core.family import Family
     from vllm_mlx.runner.device import Device
+    from vllm_mlx.runner.head import WantedPositions
     from vllm_mlx.runner.kernel_pages import Kernels
     from vllm_mlx.runner.layers import ModelLayers
     from vllm_mlx.runner.runner import MlxRunner
@@ -108,7 +109,7 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
     from vllm_mlx.runner.kernel_choice import choose_layouts, quantise_pages
     from vllm_mlx.runner.kernel_pages import Kernels
 
-    head.keep_last_position(model, model_layers.vocab_size)
+    wanted = head.keep_last_position(model, model_layers.vocab_size)
     model_layers, more_notes = quantise_pages(model_layers, config.kv_cache_dtype)
     notes = [*notes, *more_notes]
     statuses: tuple[KernelStatus, ...] = ()
@@ -123,7 +124,7 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
     except (OSError, ValueError) as error:
         raise ModelError(f"{config.model}: the model's files cannot be read: {_one_line(error)}") from error
     info = msgspec.structs.replace(info, kernels=statuses, fingerprint=known_by)
-    runner = _build_runner(model, model_layers, info, family, config, kernels)
+    runner = _build_runner(model, model_layers, info, family, config, kernels, wanted)
     runner.warm(progress)
     gc.collect()
     gc.freeze()  # the libraries' objects live for ever; walking them again and again would stall steps
@@ -131,11 +132,19 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
 
 
 def _build_runner(
-    model: nn.Module, layers: ModelLayers, info: RunnerInfo, family: Family, config: Config, kernels: Kernels | None
+    model: nn.Module,
+    layers: ModelLayers,
+    info: RunnerInfo,
+    family: Family,
+    config: Config,
+    kernels: Kernels | None,
+    wanted: WantedPositions,
 ) -> MlxRunner:
+    from vllm_mlx.runner.compiled import CompiledSteps
     from vllm_mlx.runner.decode_step import DecodeStep
     from vllm_mlx.runner.kernel_pages import KernelPages
     from vllm_mlx.runner.pages import GrowingPages
+    from vllm_mlx.runner.prefill_step import PrefillStep
     from vllm_mlx.runner.runner import MlxRunner
 
     shapes = layers.paged
@@ -152,7 +161,10 @@ def _build_runner(
         raise ModelError(f"the KV cache of {size} MiB cannot be allocated (--cache-memory-mb): {error}") from error
     if config.enforce_eager or len(shapes) < len(layers.shapes):
         return build(pages=pages)
-    return build(pages=pages, decode_step=DecodeStep(model, layers, pages, max_rows=config.max_num_seqs))
+    compiled = CompiledSteps(DecodeStep(model, layers, pages, max_rows=config.max_num_seqs))
+    if not any(pool.rounds for pool in pages.pools):
+        compiled.prefill = PrefillStep(model, layers, pages, wanted=wanted)
+    return build(pages=pages, compiled=compiled)
 
 
 @contextmanager

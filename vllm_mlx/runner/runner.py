@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +29,7 @@ from vllm_mlx.core.step import (
 from vllm_mlx.runner import checkpoints, device
 from vllm_mlx.runner.checkpoints import Checkpoint, Checkpoints
 from vllm_mlx.runner.codec import Exports, decode_checkpoint, page_words
-from vllm_mlx.runner.decode_step import DecodeStep
+from vllm_mlx.runner.compiled import CompiledSteps
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
 from vllm_mlx.runner.layers import ModelLayers, parts_of
 from vllm_mlx.runner.pages import GrowingPages, PageStore
@@ -79,7 +79,7 @@ class MlxRunner:
         info: RunnerInfo,
         family: Family,
         pages: PageStore,
-        decode_step: DecodeStep | None = None,
+        compiled: CompiledSteps | None = None,
         max_rows: int,
     ) -> None:
         self._info = info
@@ -87,7 +87,7 @@ class MlxRunner:
         self._layers = layers
         self._family = family
         self._pages = pages
-        self._decode_step = decode_step
+        self._compiled = compiled or CompiledSteps()
         self._sampler = Sampler(layers.vocab_size)
         self._last_tokens = mx.zeros((max_rows + 1,), mx.int32)
         self._own: dict[int, list[Any]] = {}
@@ -119,10 +119,9 @@ class MlxRunner:
         self._take_slots(step)
         self._checkpoints.drop(step.dropped)
         sampled, order, logits = self._decode(step.decodes)
-        for row in step.prefills:
-            last = self._prefill(row)
-            if row.samples:
-                order.append(SampledRow(row.slot, row.start + len(row.token_ids)))
+        for rows, last in self._prefill(step.prefills):
+            if rows[-1].samples:
+                order += [SampledRow(row.slot, row.start + len(row.token_ids)) for row in rows]
                 logits.append(last)
         if logits:
             sampled.append(self._sample(logits, order[-sum(part.shape[0] for part in logits) :]))
@@ -168,14 +167,14 @@ class MlxRunner:
 
     def warm(self, progress: ProgressCallback) -> None:
         """On a GPU, compile what the first requests will need; the rest is compiled in idle time."""
-        if self._info.backend == "cpu" and self._decode_step is None:
+        if self._info.backend == "cpu" and self._compiled.decode is None:
             return
-        total = self._decode_step.num_urgent if self._decode_step is not None else 0
+        total = self._compiled.num_urgent
         for i in range(total):
-            progress(f"compiling decode steps ({i + 1} of {total})", i / total)
-            if not self._compile_one():
+            progress(f"compiling ({i + 1} of {total})", i / total)
+            if not self._compiled.warm_one(self._last_tokens):
                 break
-        progress("compiling the prefill")
+        progress("trying the model")
         for temperature in (0.0, 1.0):
             self._rehearse(SamplingParams(temperature=temperature, seed=0))
 
@@ -194,23 +193,11 @@ class MlxRunner:
             self.collect(self.launch(step))
 
     def idle(self) -> bool:
-        """Compile one more shape of the decode step; when all are, give freed buffers back to the system."""
-        if self._compile_one():
+        """Compile one more shape; when all are, give freed buffers back to the system."""
+        if self._compiled.warm_one(self._last_tokens):
             return True
         mx.clear_cache()
         return False
-
-    def _compile_one(self) -> bool:
-        """Compile one more shape of the decode step; False if none is left. If one fails, all decode uncompiled."""
-        if self._decode_step is None:
-            return False
-        try:
-            return self._decode_step.warm_one(self._last_tokens)
-        except (RuntimeError, ValueError) as error:
-            log.warning(f"decode steps are not compiled (slower): {' '.join(str(error).split())[:500]}")
-            self._decode_step.close()
-            self._decode_step = None
-            return False
 
     def close(self) -> None:
         """Drop the model and all state."""
@@ -220,9 +207,7 @@ class MlxRunner:
         self._own.clear()
         self._checkpoints = Checkpoints()
         self._residents = Residents([])
-        if self._decode_step is not None:
-            self._decode_step.close()
-        self._decode_step = None
+        self._compiled.close()
         self._pages = GrowingPages((), num_pages=0, max_pages=0)
         self._model = nn.Module()
         mx.clear_cache()
@@ -308,21 +293,27 @@ class MlxRunner:
         self._checkpoints.keep(number, checkpoint)
         return checkpoint
 
-    def _prefill(self, row: PrefillRow) -> mx.array:
-        """Logits [1, vocab] after a chunk of one sequence."""
-        return self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
+    def _prefill(self, rows: Sequence[PrefillRow]) -> Iterator[tuple[tuple[PrefillRow, ...], mx.array]]:
+        """Chunks, together where that can be, with the logits [rows, vocab] behind them."""
+        step = self._compiled.prefill
+        together = [row for row in rows if step is not None and step.takes(row)]
+        if step is not None:
+            yield from step.logits(together)
+        for row in rows:
+            if row not in together:
+                yield (row,), self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
 
     def _decode(self, rows: Sequence[DecodeRow]) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
         """Tokens of the decoding rows, or what they must still be sampled from, and the order of the rows."""
         if not rows:
             return [], [], []
         order = [SampledRow(row.slot, row.position + 1) for row in rows]
-        if self._decode_step is not None:
-            compiled = self._sampler.compiled(order, num_rows=self._decode_step.size(len(rows)))
+        if (step := self._compiled.decode) is not None:
+            compiled = self._sampler.compiled(order, num_rows=step.size(len(rows)))
             if compiled is None:
-                return [], order, [self._decode_step.logits(rows, self._last_tokens)]
+                return [], order, [step.logits(rows, self._last_tokens)]
             drawing, draws = compiled
-            tokens, self._last_tokens = self._decode_step.tokens(rows, self._last_tokens, drawing=drawing, draws=draws)
+            tokens, self._last_tokens = step.tokens(rows, self._last_tokens, drawing=drawing, draws=draws)
             return [Sampled(tokens, num_rows=len(rows))], order, []
         ordered, logits = self._decode_eagerly(rows)
         return [], [SampledRow(row.slot, row.position + 1) for row in ordered], [logits]

@@ -1,0 +1,76 @@
+"""Short prompts computed side by side, padded, give the tokens that each gives alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from driven import assert_same, prompts, run, submit
+from plain_kernels import PlainKernels
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.step import PrefillRow, Runner
+from vllm_mlx.runner import device
+from vllm_mlx.runner.prefill_step import LENGTHS, MAX_TOGETHER, PrefillStep
+
+Open = Callable[..., Runner]
+
+pytestmark = pytest.mark.skipif(device.probe().is_gpu, reason="a GPU has kernels of its own, and compiles its steps")
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and tokens of every pass, padding included."""
+    seen: list[tuple[int, int]] = []
+    forward = PrefillStep._forward
+
+    def recorded(self: PrefillStep, token_ids: Any, *rest: Any) -> Any:
+        seen.append(token_ids.shape)
+        return forward(self, token_ids, *rest)
+
+    monkeypatch.setattr(PrefillStep, "_forward", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss", "qwen3_moe", "phi3", "cohere2"])
+def test_prompts_together_give_the_tokens_of_each_alone(
+    name: str, open_runner: Open, shapes: list[tuple[int, int]]
+) -> None:
+    submits = [submit(str(i), p, seed=i) for i, p in enumerate(prompts(5, 40, 32, 70, 33, 3, 100))]
+    expected = run(open_runner(name), submits, config=Config(prefix_cache=False))
+    assert not shapes
+    runner = open_runner(name, kernels=PlainKernels(), max_num_seqs=8)
+    del shapes[:]  # of warming
+    found = run(runner, submits, config=Config(max_num_seqs=8, prefill_step_size=512))
+    assert_same(found, expected)
+    assert shapes == [(4, 64), (4, 128)]
+
+
+def test_long_prompts_and_later_chunks_are_computed_alone(open_runner: Open, shapes: list[tuple[int, int]]) -> None:
+    submits = [submit(str(i), p) for i, p in enumerate(prompts(600, 70))]
+    submits.append(submit("again", submits[1].prompt.token_ids))
+    expected = run(open_runner("llama"), submits, config=Config(prefix_cache=False))
+    runner = open_runner("llama", kernels=PlainKernels(), max_num_seqs=4)
+    del shapes[:]
+    assert_same(run(runner, submits, config=Config(prefill_step_size=1024, max_num_seqs=4)), expected)
+    assert shapes == [(1, 96)]
+
+
+def test_quantised_prompts_are_computed_alone(open_runner: Open, shapes: list[tuple[int, int]]) -> None:
+    runner = open_runner("llama", kernels=PlainKernels(), kv_cache_dtype="int8")
+    run(runner, [submit("a", prompts(20)[0])], config=Config())
+    assert not shapes
+
+
+def test_every_shape_is_warmed_once(open_runner: Open, shapes: list[tuple[int, int]]) -> None:
+    open_runner("llama", kernels=PlainKernels())
+    assert sorted(shapes) == sorted({*((1, length) for length in LENGTHS), *((MAX_TOGETHER, n) for n in LENGTHS[:7])})
+
+
+def test_chunks_that_do_not_end_their_prompt_are_not_taken() -> None:
+    whole = PrefillRow(0, 0, (1, 2, 3), (1,), True)
+    assert PrefillStep.takes(whole)
+    assert not PrefillStep.takes(PrefillRow(0, 0, (1, 2, 3), (1,), False))
+    assert not PrefillStep.takes(PrefillRow(0, 32, (1, 2, 3), (1, 2), True))
+    assert not PrefillStep.takes(PrefillRow(0, 0, (1,) * (LENGTHS[-1] + 1), tuple(range(1, 18)), True))

@@ -1,0 +1,133 @@
+"""Short prompts on a GPU: several whole ones in one forward pass, compiled once per shape.
+
+A prompt of a hundred tokens costs a GPU a millisecond or two, and MLX many times that to build and launch. So prompts
+that begin at their first token are put side by side, padded on the right to few lengths, and computed by a function
+that keeps its graph. Padding comes after all that a row has, so attention, which is causal, never sees it; its keys
+and values go to page 0. That holds for models whose layers are all in pages, and for no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from vllm_mlx.core.step import PrefillRow
+from vllm_mlx.runner.geometry import SinglePlace
+from vllm_mlx.runner.head import WantedPositions
+from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
+from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
+
+LENGTHS = (32, 64, 96, 128, 160, 192, 256, 384, 512)
+MAX_TOGETHER = 4
+MAX_TOKENS_TOGETHER = 1024
+"""Beyond that, a GPU is busy with one prompt as it is."""
+
+
+class PromptView:
+    """A paged layer's cache while whole prompts are computed, padded to one length."""
+
+    def __init__(self, pool: KernelPool, place: SinglePlace, slots: mx.array) -> None:
+        self._pool = pool
+        self._place = place
+        self._slots = slots
+        self.offset = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write [rows, heads, tokens, dim]; a prompt looks at nothing but itself."""
+        self._pool.write_slots(self._slots, keys, values)
+        return keys, values
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, tokens]."""
+        return self._place.mask(narrower(self._pool.window, window_size), begin=0, as_array=return_array)
+
+
+class PrefillStep:
+    """Computes whole short prompts of a model whose layers are all in pages that are not quantised."""
+
+    def __init__(self, model: nn.Module, layers: ModelLayers, pages: KernelPages, *, wanted: WantedPositions) -> None:
+        self._model = model
+        self._layers = layers
+        self._pages = pages
+        self._wanted = wanted
+        self._function: Any = mx.compile(self._forward)
+        self._cold = [(rows, length) for rows in (1, MAX_TOGETHER) for length in LENGTHS if _fits(rows, length)]
+
+    @staticmethod
+    def takes(row: PrefillRow) -> bool:
+        """Whether a chunk is a whole short prompt."""
+        return row.start == 0 and row.samples and len(row.token_ids) <= LENGTHS[-1]
+
+    def logits(self, rows: Sequence[PrefillRow]) -> Iterator[tuple[tuple[PrefillRow, ...], mx.array]]:
+        """Rows that `takes` takes, in groups, and the logits [rows, vocab] behind the last tokens of each group."""
+        ordered = sorted(rows, key=lambda row: len(row.token_ids))
+        while ordered:
+            count = MAX_TOGETHER if _fits(MAX_TOGETHER, _padded(ordered[:MAX_TOGETHER][-1])) else 1
+            group, ordered = tuple(ordered[:count]), ordered[count:]
+            yield group, self._run(group)[: len(group)]
+
+    def warm_one(self) -> bool:
+        """Compile the next shape and run it on padding alone; False if none is left.
+
+        Raises:
+            RuntimeError, ValueError: it does not compile, or memory is short; nothing has changed.
+        """
+        if not self._cold:
+            return False
+        (num_rows, length), token = self._cold.pop(0), self._pages.order.token
+        try:
+            mx.eval(self._run((), num_rows=num_rows, length=length), self._pages.order.token)
+        except (RuntimeError, ValueError):
+            self._pages.order.token = token  # the new one may never be there
+            raise
+        return True
+
+    @property
+    def num_cold(self) -> int:
+        """Shapes not compiled yet."""
+        return len(self._cold)
+
+    def close(self) -> None:
+        """Drop the compiled function, which holds the model and its pools."""
+        self._function = None
+        self._cold.clear()
+
+    def _run(self, rows: Sequence[PrefillRow], *, num_rows: int = 0, length: int = 0) -> mx.array:
+        """Logits [padded rows, vocab]."""
+        num_rows = num_rows or (1 if len(rows) == 1 else MAX_TOGETHER)
+        length = length or max(_padded(row) for row in rows)
+        token_ids = np.zeros((num_rows, length), np.int32)
+        slots = np.zeros((num_rows, length), np.int32)  # of page 0, where nothing is kept
+        lasts = np.zeros(num_rows, np.int32)
+        for i, row in enumerate(rows):
+            count = len(row.token_ids)
+            positions = np.arange(count)
+            token_ids[i, :count] = row.token_ids
+            slots[i, :count] = np.asarray(row.page_ids)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+            lasts[i] = count - 1
+        arrays = (mx.array(token_ids), mx.array(slots.reshape(-1)), mx.array(lasts))
+        logits: mx.array
+        logits, self._pages.order.token = self._function(*arrays, self._pages.order.token)
+        return logits
+
+    def _forward(
+        self, token_ids: mx.array, slots: mx.array, lasts: mx.array, token: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """The pass as a function of arrays; weights and pools are its constants."""
+        place = SinglePlace(0, token_ids.shape[1], ())
+        with self._pages.order.starting_at(token), self._wanted.at(lasts):
+            views = self._layers.fold([PromptView(pool, place, slots) for pool in self._pages.pools])
+            logits = self._wanted.of(self._model(token_ids, cache=views))[:, 0]
+            return logits, self._pages.order.token
+
+
+def _padded(row: PrefillRow) -> int:
+    return next(length for length in LENGTHS if length >= len(row.token_ids))
+
+
+def _fits(num_rows: int, length: int) -> bool:
+    return num_rows == 1 or num_rows * length <= MAX_TOKENS_TOGETHER
