@@ -20,9 +20,9 @@ class Loader:
         self._matcher = matcher
         self._pool = pool
         self._checkpoints = checkpoints
-        self.imports: list[tuple[int, bytes]] = []
-        """(page id, payload), for the next step."""
-        self.checkpoint_imports: list[tuple[int, bytes]] = []
+        self.imports: dict[int, bytes] = {}
+        """Payloads by page id, for the next step. A page that changed hands since comes in once, with the last."""
+        self.checkpoint_imports: dict[int, bytes] = {}
 
     def is_done(self, seq_id: str, table: Table, token_ids: Sequence[int], match: Match) -> bool:
         """Load what the disk has of a waiting sequence beyond `match`; True once there is nothing to wait for."""
@@ -44,18 +44,26 @@ class Loader:
 
     def take_exports(self, limit: int) -> tuple[Export, ...]:
         """The next few that the runner is to read out, pages first; what is not in memory any more is left out."""
-        found = {Kind.PAGE: self._pool.find, Kind.CHECKPOINT: self._checkpoints.find}
-        return self.disk.take_exports(limit, find=lambda kind, name: found[kind](name))
+        return self.disk.take_exports(limit, find=self._find_in_memory)
+
+    def _find_in_memory(self, kind: Kind, name: bytes) -> int | None:
+        """Where something is whose bytes can be read; what comes in with the next step cannot leave with it."""
+        found, coming = (
+            (self._pool.find(name), self.imports)
+            if kind is Kind.PAGE
+            else (self._checkpoints.find(name), self.checkpoint_imports)
+        )
+        return None if found in coming else found
 
     def _take_page(self, name: bytes, payload: bytes) -> None:
         if self._pool.find(name) is None and self._pool.num_free:
             (page_id,) = self._pool.allocate(1)
             self._pool.set_name(page_id, name)
             self._pool.release(page_id)
-            self.imports.append((page_id, payload))
+            self.imports[page_id] = payload
 
     def _take_checkpoint(self, name: bytes, payload: bytes) -> None:
         if self._checkpoints.find(name) is None and len(payload) <= self._checkpoints.max_bytes:
             number = self._checkpoints.next_number()
             self._checkpoints.keep(number, [name], size_bytes=len(payload))
-            self.checkpoint_imports.append((number, payload))
+            self.checkpoint_imports[number] = payload

@@ -264,8 +264,8 @@ class KVManager:
         orders = Orders(
             exports=loader.take_exports(max_exports) if loader else (),
             dropped=self._checkpoints.take_dropped(),
-            imports=tuple(loader.imports) if loader else (),
-            checkpoint_imports=tuple(loader.checkpoint_imports) if loader else (),
+            imports=tuple(loader.imports.items()) if loader else (),
+            checkpoint_imports=tuple(loader.checkpoint_imports.items()) if loader else (),
             copies=tuple(self._copies),
         )
         if loader is not None:

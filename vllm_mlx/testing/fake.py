@@ -152,7 +152,7 @@ class FakeRunner:
         logprobs = tuple(self._logprobs(slot) for slot in sampled) if asked else None
         self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
         sizes = [self._keep(slot, number) for slot, number in step.checkpoints]
-        sizes += [TOKEN_BYTES * len(self._checkpoints[number]) for number, _ in step.checkpoint_imports]
+        sizes += [len(payload) for _, payload in step.checkpoint_imports]
         result = StepResult(
             number=step.number,
             token_ids=token_ids,
@@ -241,6 +241,7 @@ class FakeRunner:
         for number in step.checkpoint_exports:
             expect(number in self._checkpoints, f"checkpoint {number} is exported but not there")
             exported.append(array("i", self._checkpoints[number]).tobytes())
+        expect(len(dict(step.imports)) == len(step.imports), "a page is imported twice")
         for page, payload in step.imports:
             expect(not self._users.get(page), f"page {page} is overwritten by an import while in use")
             self._pages[page] = array("i", payload).tolist()
