@@ -304,13 +304,12 @@ class Scheduler:
         if isinstance(admitted, Admission):
             return admitted is not Admission.NO_ROOM
         sequence.num_computed = admitted.num_cached
-        if not sequence.has_output:
-            sequence.num_cached = min(admitted.num_cached, sequence.num_prompt)
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_order)
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.num_to_prefill = num_known
-        if sequence.queued_s is None:
+        if sequence.queued_s is None:  # later it may find what it computed itself
+            sequence.num_cached = min(admitted.num_cached, sequence.num_prompt)
             sequence.queued_s = self._clock() - sequence.arrived_at
         draft.new.append(
             NewSequence(
@@ -372,6 +371,9 @@ class Scheduler:
             self._kv.store(launched.exports, result.exported)
         for taken, size_bytes in zip(launched.taken, result.checkpoint_bytes, strict=False):
             sequence = taken.sequence
+            if sequence.slot is None:  # another may have its name by now
+                self._kv.drop_checkpoint(taken.number)
+                continue
             self._kv.keep_checkpoint(
                 sequence.request_id,
                 taken.number,

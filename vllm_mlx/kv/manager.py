@@ -181,11 +181,9 @@ class KVManager:
     def keep_checkpoint(
         self, seq_id: str, number: int, token_ids: Sequence[int], *, num_computed: int, size_bytes: int
     ) -> None:
-        """A checkpoint was taken behind the first `num_computed` tokens; without a table it is of no use."""
-        table, rules = self._tables.get(seq_id), self._rules
-        if table is None or rules is None:
-            self._checkpoints.drop(number)
-            return
+        """A checkpoint was taken behind the first `num_computed` tokens of a sequence that has a table."""
+        table, rules = self._tables[seq_id], self._rules
+        assert rules is not None
         count = num_computed // self._page_size
         names = table.name_pages(token_ids, count, page_size=self._page_size)
         mine = names[:count] if rules.can_be_cut else names[count - 1 : count]
@@ -197,6 +195,10 @@ class KVManager:
         if former is not None and self._checkpoints.is_kept(former):
             self._checkpoints.drop(former)
         self._retract(seq_id, mine)
+
+    def drop_checkpoint(self, number: int) -> None:
+        """A checkpoint was taken that is of no use any more."""
+        self._checkpoints.drop(number)
 
     def commit(self, seq_id: str, token_ids: Sequence[int], *, num_computed: int) -> None:
         """Offer the pages that are full: the first `num_computed` of the sequence's `token_ids` are in its pages."""
