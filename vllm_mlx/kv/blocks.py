@@ -7,6 +7,7 @@ import heapq
 from array import array
 from collections.abc import Iterator, Sequence
 
+_TOKEN_BYTES = 8
 SCRATCH_PAGE = 0
 """Padded rows write here; it belongs to nobody."""
 
@@ -16,10 +17,16 @@ def page_name(parent: bytes, token_ids: Sequence[int], *, salt: bytes) -> bytes:
 
     `parent` is the name of the page before it, empty for the first.
     """
-    digest = hashlib.blake2b(parent, digest_size=16)
-    digest.update(array("q", token_ids).tobytes())
-    digest.update(salt)
-    return digest.digest()
+    return next(page_names(parent, token_ids, page_size=len(token_ids), salt=salt))
+
+
+def page_names(parent: bytes, token_ids: Sequence[int], *, page_size: int, salt: bytes) -> Iterator[bytes]:
+    """The names of pages that follow each other, the first behind `parent`; `token_ids` fill them."""
+    packed = memoryview(array("q", token_ids).tobytes())
+    size = page_size * _TOKEN_BYTES
+    for start in range(0, len(packed), size):
+        parent = hashlib.blake2b(parent + packed[start : start + size] + salt, digest_size=16).digest()
+        yield parent
 
 
 def tail_name(parent: bytes, *, salt: bytes) -> bytes:
@@ -81,6 +88,12 @@ class PagePool:
         self._num_users[page_id] += 1
         is_first, self._was_shared[page_id] = not self._was_shared[page_id], True
         return is_first
+
+    def touch(self, page_id: int) -> None:
+        """Let a kept page be the last to be evicted; one in use is ignored."""
+        if page_id in self._kept:
+            self._kept.remove(page_id)
+            self._kept.append(page_id)
 
     def release(self, page_id: int) -> None:
         """One user less; the last one frees the page, or leaves it kept. Raises KeyError if nobody uses it."""

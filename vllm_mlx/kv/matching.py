@@ -45,17 +45,18 @@ class Matcher:
     def match(self, table: Table, token_ids: Sequence[int]) -> Match:
         """The longest known prefix of `token_ids`, at least one token short of them."""
         most = (len(token_ids) - 1) // self._page_size
+        names = table.name_pages(token_ids, most, page_size=self._page_size)
         if not self._num_pages:
-            return self._cut_to_checkpoint(table.name_pages(token_ids, most, page_size=self._page_size), [], most)
+            return self._cut_to_checkpoint(names, [], most)
         page_ids: list[int] = []
-        for index in range(most):
-            page_id = self._pool.find(table.name_pages(token_ids, index + 1, page_size=self._page_size)[index])
+        for name in names[:most]:
+            page_id = self._pool.find(name)
             if page_id is None:
                 break
             page_ids.append(page_id)
         if self._rules is None:
             return Match(page_ids, len(page_ids), len(page_ids))
-        return self._cut_to_checkpoint(table.names, page_ids, len(page_ids))
+        return self._cut_to_checkpoint(names, page_ids, len(page_ids))
 
     def _cut_to_checkpoint(self, names: list[bytes], page_ids: list[int], reach: int) -> Match:
         """Cut the first `reach` pages back to the last checkpoint among them."""

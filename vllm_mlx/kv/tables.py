@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vllm_mlx.kv.blocks import page_name, tail_name
+from vllm_mlx.kv.blocks import page_names, tail_name
 
 
 @dataclass(slots=True)
@@ -38,10 +38,9 @@ class Table:
     def name_pages(self, token_ids: Sequence[int], count: int, *, page_size: int) -> list[bytes]:
         """Names of at least the first `count` pages; each is computed once."""
         names = self.names
-        while len(names) < count:
-            start = len(names) * page_size
-            tokens = token_ids[start : start + page_size]
-            names.append(page_name(names[-1] if names else b"", tokens, salt=self.salt))
+        if len(names) < count:
+            tokens = token_ids[len(names) * page_size : count * page_size]
+            names += page_names(names[-1] if names else b"", tokens, page_size=page_size, salt=self.salt)
         return names
 
     def tail_name(self, num_pages: int) -> bytes:
