@@ -42,7 +42,8 @@ class KVManager:
         self._num_pages = num_pages
         self._page_size = page_size
         self._rules = rules
-        self._shares_prefixes = shares_prefixes and (num_pages > 0 or rules is not None)
+        # What is outside pages can be shared by checkpoints only.
+        self._shares_prefixes = shares_prefixes and (num_pages > 0 if rules is None else rules.max_bytes > 0)
         self._pool = PagePool(num_pages)
         self._checkpoints = Checkpoints(rules.max_bytes if rules else 0)
         self._matcher = Matcher(self._pool, self._checkpoints, num_pages=num_pages, page_size=page_size, rules=rules)
@@ -170,7 +171,7 @@ class KVManager:
     def checkpoint_due(self, seq_id: str, num_computed: int) -> int | None:
         """The number of the checkpoint to take once `num_computed` tokens are computed; None if none is due."""
         rules, table = self._rules, self._tables[seq_id]
-        if rules is None or not rules.max_bytes or not self._shares_prefixes or num_computed < self._page_size:
+        if rules is None or not self._shares_prefixes or num_computed < self._page_size:
             return None
         if num_computed > table.num_known:
             is_due = num_computed % rules.decode_interval == 0
