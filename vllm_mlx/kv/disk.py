@@ -45,6 +45,7 @@ class DiskCache:
         self._tier = tier
         self._page_bytes = page_bytes
         self._wanted: deque[tuple[Kind, bytes]] = deque()
+        self._leaving: set[tuple[Kind, bytes]] = set()
         self._loads: dict[str, list[_Load]] = {}
 
     @property
@@ -81,12 +82,15 @@ class DiskCache:
             number = find(kind, name)
             if number is not None:
                 taken.append(Export(kind, name, number))
+                self._leaving.add((kind, name))
         return tuple(sorted(taken, key=lambda export: export.kind))
 
     def store(self, exports: Sequence[Export], payloads: Sequence[bytes]) -> None:
-        """The bytes of what was taken, in order."""
+        """The bytes of what was taken, in order; what was forgotten meanwhile is not kept."""
         for export, payload in zip(exports, payloads, strict=True):
-            self._tier.save(export.name, payload, kind=export.kind)
+            if (export.kind, export.name) in self._leaving:
+                self._leaving.remove((export.kind, export.name))
+                self._tier.save(export.name, payload, kind=export.kind)
 
     # ---- in ----
 
@@ -137,6 +141,7 @@ class DiskCache:
     def forget(self) -> int:
         """Delete all that this model has on disk; returns how many blobs."""
         self._wanted.clear()
+        self._leaving.clear()
         for seq_id in list(self._loads):
             self.cancel(seq_id)
         return self._tier.forget()

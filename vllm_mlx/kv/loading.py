@@ -32,6 +32,7 @@ class Loader:
             count, names, checkpoint = self._matcher.on_disk(self.disk, table, token_ids, match)
             table.was_read = count <= match.count
             if not table.was_read:
+                self._spare(table.names[: match.reach])
                 self.disk.read(seq_id, names, checkpoint)
             return table.was_read
         for kind, name, payload in self.disk.take(seq_id):
@@ -54,6 +55,13 @@ class Loader:
             else (self._checkpoints.find(name), self.checkpoint_imports)
         )
         return None if found in coming else found
+
+    def _spare(self, names: Sequence[bytes]) -> None:
+        """What is loaded must not take the place of the pages before it: they count as used now, the first last."""
+        for name in reversed(names):
+            page_id = self._pool.find(name)
+            if page_id is not None:
+                self._pool.touch(page_id)
 
     def _take_page(self, name: bytes, payload: bytes) -> None:
         if self._pool.find(name) is None and self._pool.num_free:
