@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from prefix_world import KINDS, World, opened, submit
 
 from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.kv import disk
 from vllm_mlx.kv.tiers.record import Kind
 
 TIMEOUT_S = 30.0
@@ -126,6 +129,24 @@ def test_what_leaves_while_all_is_forgotten_is_not_stored(tmp_path: Path) -> Non
     with opened(disk=tmp_path) as world:
         assert world.disk is not None
         assert world.disk.stats().num_blobs == 0
+
+
+def test_a_disk_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_twice_used(tmp_path, range(40), [3] * 40)
+    monkeypatch.setattr(disk, "STALL_S", 0.05)
+    with opened(disk=tmp_path) as world:
+        pipes = list(tmp_path.rglob("*.page"))
+        for path in pipes:
+            path.unlink()
+            os.mkfifo(path)  # whoever opens it waits for the other end
+        try:
+            world.run(submit("a", range(40)), submit("b", [3] * 40), submit("c", [5] * 10))
+            assert [world.num_cached(name) for name in "abc"] == [0, 0, 0]
+        finally:
+            while world.disk is not None and world.disk.stats().num_misses == 0:
+                for path in pipes:
+                    with contextlib.suppress(OSError):
+                        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 
 
 @pytest.mark.parametrize("kind", ["state", "rows"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,15 +10,22 @@ from typing import NamedTuple
 import msgspec
 
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import DiskStats
 from vllm_mlx.core.step import RunnerInfo
 from vllm_mlx.kv.tiers.queues import Ticket
 from vllm_mlx.kv.tiers.record import Kind
 from vllm_mlx.kv.tiers.ssd import SsdTier, open_tier
 
+log = get_logger("kv")
+
 SCAN_TIMEOUT_S = 30.0
 """A folder that takes longer to look through is known in part when the first request comes."""
 WRITE_OUT_TIMEOUT_S = 5.0
+STALL_S = 5.0
+"""A disk that gives nothing for so long is not waited for: what it has is computed."""
+STALL_PAUSE_S = 60.0
+"""Until such a disk is asked again."""
 
 
 class Export(NamedTuple):
@@ -47,6 +55,9 @@ class DiskCache:
         self._wanted: deque[tuple[Kind, bytes]] = deque()
         self._leaving: set[tuple[Kind, bytes]] = set()
         self._loads: dict[str, list[_Load]] = {}
+        self._num_answered = 0
+        self._answered_at = 0.0
+        self._asked_again_at = 0.0
 
     @property
     def num_loading(self) -> int:
@@ -105,8 +116,15 @@ class DiskCache:
         """Whether the state behind a page is on disk."""
         return self._tier.has(name, kind=Kind.CHECKPOINT)
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the disk gave nothing when it was asked last; then nobody should wait for it for a while."""
+        return time.monotonic() < self._asked_again_at
+
     def read(self, seq_id: str, names: Sequence[bytes], checkpoint: bytes | None) -> None:
         """Begin to load pages, and a checkpoint, for a sequence."""
+        if not self._loads:
+            self._answered_at = time.monotonic()
         loads = [_Load(self._tier.load(names), Kind.PAGE)] if names else []
         if checkpoint is not None:
             loads.append(_Load(self._tier.load([checkpoint], kind=Kind.CHECKPOINT), Kind.CHECKPOINT))
@@ -117,7 +135,10 @@ class DiskCache:
         return seq_id in self._loads
 
     def take(self, seq_id: str) -> list[tuple[Kind, bytes, bytes]]:
-        """What has come since the last call: kind, name, payload; a page only if all before it came."""
+        """What has come since the last call: kind, name, payload; a page only if all before it came.
+
+        The sequence reads no more once all has come, or if the disk gives nothing to anybody for too long.
+        """
         came: list[tuple[Kind, bytes, bytes]] = []
         left: list[_Load] = []
         for load in self._loads[seq_id]:
@@ -127,11 +148,22 @@ class DiskCache:
                 self._tier.cancel(load.ticket)  # pages behind a gap are of no use
             elif not loaded.is_done:
                 left.append(load)
-        if left:
-            self._loads[seq_id] = left
-        else:
-            del self._loads[seq_id]
+        self._loads[seq_id] = left
+        if not left or (not came and self._has_stalled()):
+            self.cancel(seq_id)
         return came
+
+    def _has_stalled(self) -> bool:
+        """Note whether the disk goes on; if it has not for too long, ask it no more for a while."""
+        now, num_answered = time.monotonic(), self._tier.num_answered
+        if num_answered != self._num_answered:
+            self._num_answered, self._answered_at = num_answered, now
+        if now - self._answered_at < STALL_S:
+            return False
+        if not self.is_stalled:
+            log.warning("The cache on disk does not answer; prefixes are computed instead")
+        self._asked_again_at = now + STALL_PAUSE_S
+        return True
 
     def cancel(self, seq_id: str) -> None:
         """The sequence waits no more; one that does not is ignored."""

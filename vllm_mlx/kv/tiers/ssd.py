@@ -125,6 +125,12 @@ class SsdTier:
             self._state.lock.notify_all()
         return loaded
 
+    @property
+    def num_answered(self) -> int:
+        """Blobs that were read or missed since the tier was opened: while it stands still, the disk gives nothing."""
+        with self._state.lock:
+            return self._state.counts.num_hits + self._state.counts.num_misses
+
     def cancel(self, ticket: Ticket) -> None:
         """Read no more for a ticket; one that is done or unknown is ignored."""
         with self._state.lock:
