@@ -83,25 +83,27 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(config: dict[str, Any], *, seed: int) -> nn.Module:
-    """mlx-lm's model of that configuration with random bfloat16 weights; norms stay as they are made."""
+def build(config: dict[str, Any], *, seed: int, dtype: mx.Dtype = mx.bfloat16) -> nn.Module:
+    """mlx-lm's model of that configuration with random weights; norms stay as they are made."""
     library = import_module(f"mlx_lm.models.{config['model_type']}")
     model: nn.Module = library.Model(library.ModelArgs.from_dict(config))
     keys = iter(mx.random.split(mx.random.key(seed), len(tree_flatten(model.parameters()))))
     weights = []
     for name, value in tree_flatten(model.parameters()):
-        key, array = next(keys), value.astype(mx.bfloat16)
+        key, array = next(keys), value.astype(dtype)
         if value.ndim > 1:
-            array = mx.random.normal(value.shape, dtype=mx.bfloat16, scale=SCALE, key=key)
+            array = mx.random.normal(value.shape, dtype=dtype, scale=SCALE, key=key)
         mx.eval(array)
         weights.append((name, array))
     model.update(tree_unflatten(weights))
     return model
 
 
-def write(folder: Path, config: dict[str, Any], *, bits: int | None, seed: int) -> None:
+def write(
+    folder: Path, config: dict[str, Any], *, bits: int | None = None, seed: int = 0, dtype: mx.Dtype = mx.bfloat16
+) -> None:
     """config.json and model.safetensors."""
-    model = build(config, seed=seed)
+    model = build(config, seed=seed, dtype=dtype)
     if bits is not None:
         nn.quantize(model, group_size=GROUP_SIZE, bits=bits)
         config = {**config, "quantization": {"group_size": GROUP_SIZE, "bits": bits}}
