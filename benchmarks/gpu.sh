@@ -73,6 +73,11 @@ pages() { # quantised keys and values: the kernels alone, then whole engines
   done
 }
 
+prefix() { # many requests with one long prefix
+  model llama-3.2-3b llama-3.2-3b
+  python3 "$here/shared_prefix.py" "$models/llama-3.2-3b" --output "$out/prefix.json" | tee "$out/prefix.txt"
+}
+
 steps() {
   model llama-3.2-3b llama-3.2-3b
   python3 "$here/plot_steps.py" --collect "$models/llama-3.2-3b" --rows 1,4,16,64 --contexts 256,2048,8192 \

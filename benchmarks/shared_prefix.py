@@ -1,0 +1,116 @@
+"""Many requests that share a long prefix: memory by their suffixes only, and the first token as soon as for one alone.
+
+    python benchmarks/shared_prefix.py FOLDER [--prefix 8000] [--suffix 100] [--rows 64] [--max-tokens 16]
+        [--output results.json] [-- --cache-memory-mb 20000 ...]
+
+The prefix is computed once; then one request with it is timed, and then many at once, each with a suffix of its own.
+What follows `--` are settings of the engine, spelled as for `vllm-mlx bench`. Needs MLX, mlx-lm, NumPy and msgspec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_mlx.cli.compose import open_engine
+from vllm_mlx.cli.parser import find_command, parse
+from vllm_mlx.cli.settings import make_config
+from vllm_mlx.core.messages import EngineClient, Submit
+from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.sampling import SamplingParams
+
+STATS_S = 0.5
+"""Until the engine has surely told how many pages it uses."""
+
+
+async def first_token_s(engine: EngineClient, name: str, prompt: tuple[int, ...], max_tokens: int) -> tuple[float, int]:
+    """Seconds to the first token of a request, which is run to its end, and how many tokens it found."""
+    begun, first, num_cached = time.perf_counter(), 0.0, 0
+    sampling = SamplingParams(temperature=0.0, seed=0, max_tokens=max_tokens, ignore_eos=True)
+    async for output in engine.generate(Submit(name, Prompt(prompt), sampling)):
+        num_cached = max(num_cached, output.num_cached)
+        if output.token_ids and not first:
+            first = time.perf_counter() - begun
+    return first, num_cached
+
+
+async def measure(engine: EngineClient, given: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
+    """One request after the prefix is known, then all at once."""
+    draw = random.Random(given.seed)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(3, vocab_size) for _ in range(count))
+
+    prefix = tokens(given.prefix)
+    cold_s, _ = await first_token_s(engine, "cold", (*prefix, *tokens(given.suffix)), given.max_tokens)
+    for round_ in range(2):  # the first round compiles what there is to compile
+        alone_s, _ = await first_token_s(engine, f"one {round_}", (*prefix, *tokens(given.suffix)), given.max_tokens)
+        prompts = [(*prefix, *tokens(given.suffix)) for _ in range(given.rows)]
+        runs = [
+            asyncio.create_task(first_token_s(engine, f"{round_}-{i}", prompt, given.max_tokens))
+            for i, prompt in enumerate(prompts)
+        ]
+        peak_pages = 0
+        while not all(run.done() for run in runs):
+            await asyncio.sleep(0.02)
+            peak_pages = max(peak_pages, engine.status().stats.pages_used)
+        found = [run.result() for run in runs]
+        await asyncio.sleep(STATS_S)
+    first = sorted(seconds for seconds, _ in found)
+    return {
+        "cold_s": cold_s,
+        "alone_s": alone_s,
+        "ttft_p50_s": first[len(first) // 2],
+        "ttft_p95_s": first[int(0.95 * (len(first) - 1))],
+        "least_cached": min(num_cached for _, num_cached in found),
+        "peak_pages": peak_pages,
+        "pages_of_prefix": given.prefix // 32,
+        "pages_of_all_suffixes": given.rows * -(-(given.suffix + given.max_tokens + given.prefix % 32) // 32),
+    }
+
+
+async def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Through the same client and engine as the server's."""
+    settings = vars(parse(find_command("bench"), [given.folder, *given.settings]))
+    settings = {"engine_start_attempts": 1, "max_num_seqs": given.rows, **settings}
+    if importlib.util.find_spec("zmq") is None:
+        settings = {"engine": "thread", **settings}
+    engine = open_engine(make_config(settings, os.environ), Path(given.folder))
+    try:
+        info = await engine.start()
+        return {"device": info.device, "dtype": info.dtype, **await measure(engine, given, info.vocab_size)}
+    finally:
+        await engine.stop()
+
+
+def main(argv: Sequence[str]) -> None:
+    own, settings = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--prefix", type=int, default=8000)
+    parser.add_argument("--suffix", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args(own)
+    given.settings = list(settings)
+    found = asyncio.run(run(given))
+    for name, value in found.items():
+        print(f"{name:24} {value}")
+    print(f"{'p95 / alone':24} {found['ttft_p95_s'] / found['alone_s']:.2f}")
+    if given.output is not None:
+        given.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
