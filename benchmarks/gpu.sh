@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/benchmarks.md says of GPUs, in stages: each takes some minutes and leaves its files in OUT.
 #
-#   benchmarks/gpu.sh OUT kernels|correctness|engines|http|quantised|pages|steps ...
+#   benchmarks/gpu.sh OUT kernels|correctness|engines|http|quantised|pages|steps|prefix ...
 #
 # Needs MLX for the GPU and mlx-lm with what they need, and no network. Models are written to $MODELS with random
 # weights. $TOKENIZER is a folder with a tokenizer of at most 49,152 tokens (http); $PROTOTYPE a script to compare with.
@@ -86,7 +86,7 @@ steps() {
 
 for stage in "$@"; do
   case $stage in
-    kernels | correctness | engines | http | quantised | pages | steps) echo "== $stage"; "$stage" ;;
+    kernels | correctness | engines | http | quantised | pages | steps | prefix) echo "== $stage"; "$stage" ;;
     *) echo "no stage $stage" >&2; exit 2 ;;
   esac
 done
