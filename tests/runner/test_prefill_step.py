@@ -11,7 +11,7 @@ from plain_kernels import PlainKernels
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import PrefillRow, Runner
-from vllm_mlx.runner import device
+from vllm_mlx.runner import device, suffixes
 from vllm_mlx.runner.prefill_step import LENGTHS, MAX_TOGETHER, PrefillStep
 
 Open = Callable[..., Runner]
@@ -55,6 +55,34 @@ def test_long_prompts_and_later_chunks_are_computed_alone(open_runner: Open, sha
     del shapes[:]
     assert_same(run(runner, submits, config=Config(prefill_step_size=1024, max_num_seqs=4)), expected)
     assert shapes == [(1, 96)]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss", "qwen3_moe", "phi3", "cohere2"])
+def test_suffixes_together_give_the_tokens_of_each_alone(
+    name: str, open_runner: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, *ends = prompts(100, 7, 20, 1, 33)
+    first = submit("first", prefix)
+    others = [submit(str(i), [*prefix[: 100 - 3 * i], *end], seed=i) for i, end in enumerate(ends)]
+    expected = run(open_runner(name), [first, *others], config=Config(prefix_cache=False))
+    sizes: list[int] = []
+    compute = suffixes.logits
+    monkeypatch.setattr(suffixes, "logits", lambda *args: (sizes.append(len(args[-1])), compute(*args))[1])
+    runner = open_runner(name, kernels=PlainKernels(), max_num_seqs=8)
+    found = run(runner, [first, *others], config=Config(max_num_seqs=8, prefill_step_size=512))
+    assert_same(found, expected)
+    assert sizes == [4]
+
+
+def test_groups_of_suffixes_are_bounded() -> None:
+    def row(slot: int, start: int, count: int) -> PrefillRow:
+        return PrefillRow(slot, start, (1,) * count, tuple(range(1, 2 + (start + count) // 32)), True)
+
+    many = [row(i, 64, 20) for i in range(10)]
+    assert [len(group) for group in suffixes.groups(many)] == [8, 2]
+    assert suffixes.groups([row(0, 64, 20), row(1, 40_000, 20)]) == []
+    assert suffixes.groups([row(0, 64, 600), row(1, 64, 600)]) == []
+    assert suffixes.groups([row(0, 0, 20), row(1, 0, 20)]) == []
 
 
 def test_quantised_prompts_are_computed_alone(open_runner: Open, shapes: list[tuple[int, int]]) -> None:

@@ -134,10 +134,15 @@ class KernelPool:
 
     def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
         """Keys and values [1, heads, tokens, dim] of a span."""
-        table, after = span.pages.within[None], self.order.token
-        scales = self.scales or (None, None)
+        keys, values = self.read_rows(span.pages.within[None])
+        end = span.skip + span.length
+        return keys[:, :, span.skip : end], values[:, :, span.skip : end]
+
+    def read_rows(self, table: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values [rows, heads, pages x PAGE_SIZE, dim] of the pages `table` int32 [rows, pages]."""
+        after, scales = self.order.token, self.scales or (None, None)
         keys, values = (
-            self._access.read(pool, table, after=after, scales=scale)[:, :, span.skip : span.skip + span.length]
+            self._access.read(pool, table, after=after, scales=scale)
             for pool, scale in zip((self.keys, self.values), scales, strict=True)
         )
         return keys, values

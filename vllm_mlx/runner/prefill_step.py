@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vllm_mlx.core.step import PrefillRow
+from vllm_mlx.runner import suffixes
 from vllm_mlx.runner.geometry import SinglePlace
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
@@ -63,8 +64,10 @@ class PrefillStep:
         return row.start == 0 and row.samples and len(row.token_ids) <= LENGTHS[-1]
 
     def logits(self, rows: Sequence[PrefillRow]) -> Iterator[tuple[tuple[PrefillRow, ...], mx.array]]:
-        """Rows that `takes` takes, in groups, and the logits [rows, vocab] behind the last tokens of each group."""
-        ordered = sorted(rows, key=lambda row: len(row.token_ids))
+        """Those rows that are better computed together, in groups, and the logits [rows, vocab] behind each group."""
+        for group in suffixes.groups(rows):
+            yield group, suffixes.logits(self._model, self._layers, self._pages, self._wanted, group)
+        ordered = sorted((row for row in rows if self.takes(row)), key=lambda row: len(row.token_ids))
         while ordered:
             count = MAX_TOGETHER if _fits(MAX_TOGETHER, _padded(ordered[:MAX_TOGETHER][-1])) else 1
             group, ordered = tuple(ordered[:count]), ordered[count:]

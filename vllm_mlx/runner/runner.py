@@ -295,12 +295,13 @@ class MlxRunner:
 
     def _prefill(self, rows: Sequence[PrefillRow]) -> Iterator[tuple[tuple[PrefillRow, ...], mx.array]]:
         """Chunks, together where that can be, with the logits [rows, vocab] behind them."""
-        step = self._compiled.prefill
-        together = [row for row in rows if step is not None and step.takes(row)]
-        if step is not None:
-            yield from step.logits(together)
+        done: set[int] = set()
+        if self._compiled.prefill is not None:
+            for group, logits in self._compiled.prefill.logits(rows):
+                done.update(row.slot for row in group)
+                yield group, logits
         for row in rows:
-            if row not in together:
+            if row.slot not in done:
                 yield (row,), self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
 
     def _decode(self, rows: Sequence[DecodeRow]) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
