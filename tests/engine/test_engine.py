@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from vllm_mlx.core.config import Config
@@ -27,7 +28,7 @@ from vllm_mlx.core.messages import (
 )
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
-from vllm_mlx.core.step import ProgressCallback, Runner, RunnerFactory, Step, StepResult
+from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactory, Step, StepResult
 from vllm_mlx.engine.engine import Engine
 from vllm_mlx.testing.fake import FakeRunner, fake_factory
 
@@ -88,6 +89,19 @@ class Recorder(FakeRunner):
     def close(self) -> None:
         self.calls.append("close")
         super().close()
+
+
+class Dropper(FakeRunner):
+    """Has temporary memory until it rests."""
+
+    num_cached_bytes = 1000
+
+    def memory(self) -> MemoryUse:
+        return msgspec.structs.replace(super().memory(), cache=self.num_cached_bytes)
+
+    def idle(self) -> bool:
+        self.num_cached_bytes = 0
+        return super().idle()
 
 
 def count_up(tokens: tuple[int, ...]) -> int:
@@ -160,6 +174,11 @@ def test_idle_engine_waits_and_says_so_once() -> None:
     assert inbox.num_waits == 2
     assert engine.stats == idle[-1]
     assert engine.step_started_at is None
+
+
+def test_memory_that_was_dropped_at_rest_is_reported() -> None:
+    messages, _, _ = run([submit("a")], factory=lambda progress: Dropper(script=count_up))
+    assert [m.memory.cache for m in messages if isinstance(m, Stats) and not m.busy][-2:] == [1000, 0]
 
 
 def test_refusal_is_told_while_nothing_runs() -> None:

@@ -185,6 +185,8 @@ class Engine:
         while self._runner.idle():
             if messages := self._inbox.receive(0):
                 return messages
+        if self._runner.memory().cache != self.stats.memory.cache:
+            self._send_stats()
         while self.stats.disk is not None and self.stats.disk.queued_bytes:
             if messages := self._inbox.receive(DISK_REPORT_INTERVAL_S):
                 return messages
