@@ -78,7 +78,9 @@ async def test_stream_ends_with_the_report(client: httpx.AsyncClient, include_us
 async def test_explanation_names_the_texts_that_differ_and_computes_nothing(
     client: httpx.AsyncClient, parts: Parts
 ) -> None:
+    before = parts.status().stats.num_tokens
     await ask(client, messages("one", name="explain"))
+    await until(lambda: parts.status().stats.num_tokens > before and not parts.status().stats.busy)
     num_tokens = parts.status().stats.num_tokens
     body = {"messages": messages("two", name="explain")}
     found = (await post(client, "/v1/cache/explain", body)).json()

@@ -73,6 +73,11 @@ async def disk_of(client: httpx.AsyncClient) -> dict[str, Any]:
     return found
 
 
+async def loaded(parts: Parts) -> None:
+    """Wait until the engine has told that it loaded something, and that it rests."""
+    await until(lambda: _disk(parts).num_hits and not parts.status().stats.busy)
+
+
 async def fill(folder: Path, config: Config, options: dict[str, Any]) -> None:
     """A server's life in which a prompt was used twice."""
     async with running(folder, config, **options) as parts, client_of(parts.app) as client:
@@ -91,6 +96,7 @@ async def test_first_request_after_a_restart_is_served_from_the_disk(
         assert explained["found_in_memory"] == 0
         assert explained["found_on_disk"] == explained["found_tokens"] >= 64
         assert await ask(client) == explained["found_tokens"]
+        await loaded(parts)
         found = await disk_of(client)
         assert found["blobs"] >= found["hits"] > 0
         assert found["bytes"] > found["bytes_read"] > 0
@@ -119,7 +125,7 @@ async def test_metrics_tell_what_the_statistics_tell(folder: Path, stored: Confi
     await fill(folder, stored, options)
     async with running(folder, stored, **options) as parts, client_of(parts.app) as client:
         await ask(client)
-        await until(lambda: not parts.status().stats.busy)
+        await loaded(parts)
         found, samples = await disk_of(client), await _scrape(client)
         prefix = "vllm_mlx_disk_cache_"
         for name in ("blobs", "bytes", "queued_bytes", "ahead_bytes"):
@@ -140,6 +146,7 @@ async def test_deleting_the_cache_empties_the_disk_and_the_figures(
     await fill(folder, stored, options)
     async with running(folder, stored, **options) as parts, client_of(parts.app) as client:
         await ask(client)
+        await loaded(parts)
         stored_before = (await disk_of(client))["blobs"]
         cleared = (await client.delete("/v1/cache")).json()
         assert cleared["stored"] == stored_before > 0
@@ -178,7 +185,7 @@ async def test_disk_that_cannot_be_written_says_why(folder: Path, stored: Config
     async with running(folder, config, **options) as parts, client_of(parts.app) as client:
         await ask(client)
         await ask(client)
-        await until(lambda: _disk(parts).problem)
+        await until(lambda: "low_space" in _disk(parts).num_refused)
         found = await disk_of(client)
         assert (found["saved"], found["blobs"]) == (0, 0)
         assert found["refused"]["low_space"] > 0
@@ -207,9 +214,9 @@ async def test_staging_is_counted_apart_from_the_devices_memory(
 
 
 def _disk(parts: Parts) -> DiskStats:
+    """Figures as the engine reported them last; zeros before its first report."""
     status: EngineStatus = parts.status()
-    assert status.stats.disk is not None
-    return status.stats.disk
+    return status.stats.disk or DiskStats(*[0] * 11, num_refused={})
 
 
 def _size(folder: Path) -> int:
