@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_mlx.core.messages import CacheFreed
 from vllm_mlx.kv.blocks import page_name
 from vllm_mlx.kv.manager import Admission, KVManager
 
@@ -207,7 +208,7 @@ def test_forgetting_frees_what_nobody_uses_and_hides_the_rest() -> None:
         take(kv, seq_id, tokens[:8])
         fill(kv, seq_id, tokens[:8])
     kv.release("a")
-    assert kv.forget() == (2, 0, 0)
+    assert kv.forget() == CacheFreed(2, 0, 0)
     kv.check()
     assert take(kv, "c", A[:9]) == 0
     assert take(kv, "d", B[:9]) == 0

@@ -104,8 +104,7 @@ class Scheduler:
 
     def forget(self) -> CacheFreed:
         """Drop all remembered prefixes; those that running sequences use are not found any more either."""
-        num_pages, num_checkpoints, num_stored = self._kv.forget()
-        return CacheFreed(num_pages, num_checkpoints, num_stored)
+        return self._kv.forget()
 
     def take_outputs(self) -> tuple[Output, ...]:
         """What there is to tell since the last call."""
@@ -370,16 +369,12 @@ class Scheduler:
         if launched.exports:
             self._kv.store(launched.exports, result.exported)
         for taken, size_bytes in zip(launched.taken, result.checkpoint_bytes, strict=False):
-            sequence = taken.sequence
+            sequence, number, num_computed = taken.sequence, taken.number, taken.num_computed
             if sequence.slot is None:  # another may have its name by now
-                self._kv.drop_checkpoint(taken.number)
+                self._kv.drop_checkpoint(number)
                 continue
             self._kv.keep_checkpoint(
-                sequence.request_id,
-                taken.number,
-                sequence.token_ids,
-                num_computed=taken.num_computed,
-                size_bytes=size_bytes,
+                sequence.request_id, number, sequence.token_ids, num_computed=num_computed, size_bytes=size_bytes
             )
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
-from vllm_mlx.core.messages import Stats
+from vllm_mlx.core.messages import CacheFreed, Stats
 from vllm_mlx.kv.admission import Admission, Admitted, CheckpointRules, Orders
 from vllm_mlx.kv.blocks import PagePool
 from vllm_mlx.kv.checkpoints import Checkpoints
@@ -126,8 +127,11 @@ class KVManager:
         is pinned stays until `forget`.
         """
         table = self._waiting.setdefault(seq_id, Table(salt, breakpoints, is_pinned))
+        if table.awaited in self._announced:
+            return Admission.PREFIX_UNDER_WAY
         match = self._match(table, token_ids)
-        if self._is_under_way(table, token_ids, match):
+        table.awaited = self._last_under_way(table, token_ids, match)
+        if table.awaited is not None:
             return Admission.PREFIX_UNDER_WAY
         if self._loader is not None and not table.was_read:
             if not self._loader.is_done(seq_id, table, token_ids, match):
@@ -253,13 +257,13 @@ class KVManager:
         count, _, _ = self._matcher.on_disk(self._loader.disk, table, token_ids, match)
         return num_memory, max(0, count * self._page_size - num_memory)
 
-    def forget(self) -> tuple[int, int, int]:
-        """Drop all remembered prefixes, pinned ones too; returns how many pages, checkpoints and stored blobs."""
+    def forget(self) -> CacheFreed:
+        """Drop all remembered prefixes, pinned ones too."""
         for page_id in self._pinned:
             self._pool.release(page_id)
         self._pinned.clear()
         num_stored = self._loader.disk.forget() if self._loader else 0
-        return self._pool.forget(), self._checkpoints.forget(), num_stored
+        return CacheFreed(self._pool.forget(), self._checkpoints.forget(), num_stored)
 
     def take_orders(self, *, max_exports: int) -> Orders:
         """What the next step is to do for the cache. Called once per step, after everybody was admitted."""
@@ -313,14 +317,16 @@ class KVManager:
         """The longest prefix in memory; none if prefixes are not shared."""
         return self._matcher.match(table, token_ids) if self._shares_prefixes else Match([], 0, 0)
 
-    def _is_under_way(self, table: Table, token_ids: Sequence[int], match: Match) -> bool:
-        """Whether somebody else is about to have more of this prefix."""
+    def _last_under_way(self, table: Table, token_ids: Sequence[int], match: Match) -> bytes | None:
+        """The last name of this prefix that somebody else is about to have; None if nobody is."""
         most = (len(token_ids) - 1) // self._page_size
         if not self._announced or match.count >= most:
-            return False
-        end = match.count + 1 if self._rules is None else most
-        names = table.name_pages(token_ids, end, page_size=self._page_size)
-        return any(name in self._announced for name in names[match.count : end])
+            return None
+        names = table.name_pages(token_ids, most, page_size=self._page_size)[match.count : most]
+        announced = self._announced.__contains__
+        # Pages are of use without a gap only.
+        under_way = filter(announced, names) if self._rules is not None else itertools.takewhile(announced, names)
+        return next(iter(deque(under_way, maxlen=1)), None)
 
     def _share(self, match: Match, names: Sequence[bytes]) -> None:
         """Use what was found, and offer to the disk what is used for the second time."""
