@@ -32,6 +32,8 @@ class Table:
     """Where its prefill must pause, rising, for a state is to be kept there."""
     last_checkpoint: int | None = None
     """The newest that was taken while it decoded: the next one takes its place."""
+    awaited: bytes | None = None
+    """A name that another has promised, until which it waits."""
     was_read: bool = False
     """What the disk has of it was loaded, or is not wanted."""
 
