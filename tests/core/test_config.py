@@ -48,6 +48,13 @@ def test_tenant_header_must_be_a_header_name(name: str) -> None:
     assert Config(cache_tenant_header="X-Tenant").cache_tenant_header == "X-Tenant"
 
 
+@pytest.mark.parametrize("setting", [{"ssd_cache_dir": "folder"}, {"warm_prompts": "file.json"}])
+def test_what_keeps_prefixes_is_refused_where_none_are_kept(setting: dict[str, Any]) -> None:
+    (field,) = setting
+    with pytest.raises(ConfigError, match=f"--{field.replace('_', '-')}.*--no-prefix-cache"):
+        Config(prefix_cache=False, **setting)
+
+
 @pytest.mark.parametrize(
     "setting",
     [
