@@ -98,3 +98,9 @@ def engine_pid(server: Served) -> int:
     """The engine's process: the child of the server that runs it."""
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     return next(int(pid) for pid in children if b"vllm_mlx.cli.engine" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def resident_kib(pid: int) -> int:
+    """Memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1])

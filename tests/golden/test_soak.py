@@ -8,17 +8,11 @@ from pathlib import Path
 
 import openai
 import pytest
-from served import Served, engine_pid, wait_until_idle
+from served import Served, engine_pid, resident_kib, wait_until_idle
 
 NUM_REQUESTS = 200
 CONCURRENCY = 32
 WORDS = ("sea", "stone", "lamp", "river", "cloud", "bread", "letter", "horse")
-
-
-def resident_kib(pid: int) -> int:
-    """Memory of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1])
 
 
 def ask(client: openai.OpenAI, number: int) -> tuple[int, int]:
