@@ -99,6 +99,23 @@ def test_a_pinned_prompt_is_found_after_a_longer_one_is_gone(kind: str) -> None:
     assert world.num_cached("b") == 20
 
 
+def test_a_prompt_that_was_known_is_pinned_whole() -> None:
+    world = World(num_pages=24)
+    world.run(submit("known", range(20), max_tokens=1), submit("pinned", range(20), max_tokens=1, pinned=True))
+    for i in range(6):
+        world.run(submit(str(i), [i, i, *range(40)], max_tokens=1))
+    world.run(submit("b", range(23), max_tokens=1))
+    assert world.num_cached("b") == 20
+
+
+@pytest.mark.xfail(strict=True, reason="a prompt is refused by its length before it is known what it shares")
+def test_a_prompt_that_goes_on_from_a_pinned_one_needs_room_for_its_end_only() -> None:
+    world = World(num_pages=21)
+    world.run(submit("pinned", range(36), max_tokens=1, pinned=True))
+    world.run(submit("b", range(48), max_tokens=1))
+    assert world.num_cached("b") == 36
+
+
 @pytest.mark.parametrize("kind", ["state", "rows"])
 def test_pinned_prompts_leave_room_for_others(kind: str) -> None:
     world = World(kind, checkpoint_bytes=400)

@@ -130,9 +130,7 @@ class Checkpoints:
         return number is not None and self._kept[number].is_pinned
 
     def _make_room(self) -> None:
-        unpinned = [number for number, each in self._kept.items() if not each.is_pinned]
-        for number in unpinned:
-            if self.size_bytes <= self.max_bytes:
-                return
-            self.drop(number)
+        while self.size_bytes > self.max_bytes:
+            # There is one: what is pinned is less.
+            self.drop(next(number for number, each in self._kept.items() if not each.is_pinned))
             self.num_evicted += 1

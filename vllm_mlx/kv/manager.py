@@ -377,11 +377,12 @@ class KVManager:
 
     def _pin(self, table: Table) -> None:
         """Let the pages of a prompt stay, as long as others have room."""
-        if not table.is_pinned:
+        if not table.is_pinned or not table.page_ids:
             return
-        for page_id in table.page_ids[: table.num_named]:
-            name = self._pool.name_of(page_id)
-            if name is None or page_id in self._pinned:
+        pinned = set(self._pinned)
+        for name in table.names[: table.num_named]:
+            page_id = self._pool.find(name)  # not its own page if another had the name first
+            if page_id is None or page_id in pinned:
                 continue
             if (len(self._pinned) + 1) * MAX_PINNED_SHARE > self._num_pages - 1:
                 return
