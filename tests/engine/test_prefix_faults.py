@@ -108,7 +108,6 @@ def test_a_prompt_that_was_known_is_pinned_whole() -> None:
     assert world.num_cached("b") == 20
 
 
-@pytest.mark.xfail(strict=True, reason="a prompt is refused by its length before it is known what it shares")
 def test_a_prompt_that_goes_on_from_a_pinned_one_needs_room_for_its_end_only() -> None:
     world = World(num_pages=21)
     world.run(submit("pinned", range(36), max_tokens=1, pinned=True))

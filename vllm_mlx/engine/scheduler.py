@@ -8,6 +8,7 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 
 import msgspec
@@ -156,7 +157,8 @@ class Scheduler:
         if submit.request_id in self._sequences:
             return f"A sequence named {submit.request_id!r} is running already."
         reason = refusal(submit, self._info)
-        if reason is None and not self._kv.could_fit(len(submit.prompt)):
+        prompt = submit.prompt
+        if reason is None and not self._kv.could_fit(len(prompt), token_ids=prompt.token_ids, salt=prompt.salt):
             room = self._kv.num_usable * self._page_size
             return f"The prompt has {len(submit.prompt)} tokens; the KV cache has room for {room}."
         return reason
@@ -279,18 +281,18 @@ class Scheduler:
 
         False if it, and so nobody after it, can be taken now.
         """
-        num_known = len(sequence.token_ids)
-        if not self._kv.could_fit(num_known):
+        submit, num_known = sequence.submit, len(sequence.token_ids)
+        could_fit = partial(self._kv.could_fit, token_ids=sequence.token_ids, salt=submit.prompt.salt)
+        if not could_fit(num_known):
             self._end_for_want_of_pages(sequence)
             return True
         num_tokens = min(num_known + 1, sequence.max_len - 1)  # the very last token is never computed
-        if not self._kv.could_fit(num_tokens):
+        if not could_fit(num_tokens):
             num_tokens = num_known
         # Who was preempted comes back when the others have room to grow, or it would soon be preempted again.
         headroom = len(self._running) if sequence.was_preempted else 0
         if not self._free_slots:
             return False
-        submit = sequence.submit
         admitted = self._kv.admit(
             submit.request_id,
             sequence.token_ids,

@@ -136,10 +136,6 @@ class PagePool:
         """The page of that name, in use or kept."""
         return self._by_name.get(name)
 
-    def name_of(self, page_id: int) -> bytes | None:
-        """The page's name, if it has one."""
-        return self._names[page_id]
-
     def is_kept(self, page_id: int) -> bool:
         """Whether nobody uses the page but it can be found."""
         return page_id in self._kept

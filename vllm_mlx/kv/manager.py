@@ -104,9 +104,12 @@ class KVManager:
         """How many pages hold `num_tokens` tokens."""
         return -(-num_tokens // self._page_size) if self._num_pages else 0
 
-    def could_fit(self, num_tokens: int) -> bool:
-        """Whether `num_tokens` tokens fit if nobody else uses a page."""
-        return self.pages_for(num_tokens) <= self.num_usable
+    def could_fit(self, num_tokens: int, *, token_ids: Sequence[int] = (), salt: bytes = b"") -> bool:
+        """Whether `num_tokens` tokens, of which `token_ids` are known, fit if nobody else uses a page."""
+        num_missing = self.pages_for(num_tokens) - self.num_usable
+        if num_missing <= 0 or not self._pinned:
+            return num_missing <= 0
+        return num_missing <= len({*self._match(Table(salt), token_ids).page_ids}.intersection(self._pinned))
 
     # ---- the life of a sequence ----
 
