@@ -35,7 +35,8 @@ log = get_logger("engine")
 STATS_INTERVAL_S = 0.25
 DISK_PAUSE_S = 0.002
 """Between two looks at what was loaded, when nothing else can be done."""
-WRITE_OUT_TIMEOUT_S = 5.0
+WRITE_OUT_TIMEOUT_S = 2.0
+"""At the end. As long again for the disk: whoever stops the process waits for five seconds."""
 DISK_REPORT_INTERVAL_S = 1.0
 """Between two reports while nothing is left to do but what the disk does by itself."""
 REST_AFTER_S = 2.0

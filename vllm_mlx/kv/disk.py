@@ -21,7 +21,7 @@ log = get_logger("kv")
 
 SCAN_TIMEOUT_S = 30.0
 """A folder that takes longer to look through is known in part when the first request comes."""
-WRITE_OUT_TIMEOUT_S = 5.0
+WRITE_OUT_TIMEOUT_S = 2.0
 STALL_S = 5.0
 """A disk that gives nothing for so long is not waited for: what it has is computed."""
 STALL_PAUSE_S = 60.0
