@@ -193,10 +193,10 @@ class Config:
             f"--cache-tenant-header must be the name of an HTTP header, not {header!r}",
         )
         _require(self.warm_prompts != "", "--warm-prompts must not be empty; leave it out to warm nothing")
-        for field in ("ssd_cache_dir", "warm_prompts"):
+        for name in ("ssd_cache_dir", "warm_prompts"):
             _require(
-                self.prefix_cache or getattr(self, field) is None,
-                f"{flag(field)} keeps prefixes, and --no-prefix-cache forbids it: leave out one of them",
+                self.prefix_cache or getattr(self, name) is None,
+                f"{flag(name)} keeps prefixes, and --no-prefix-cache forbids it: leave out one of them",
             )
         self._check_sampling_defaults()
         for field in dataclasses.fields(self):
