@@ -99,8 +99,6 @@ def opened(*given: Any, **settings: Any) -> Iterator[World]:
         world.close()
 
 
-def submit(
-    name: str, token_ids: Any, *, max_tokens: int = 6, salt: bytes = b"", seed: int = 1, **given: Any
-) -> Submit:
+def submit(name: str, token_ids: Any, *, max_tokens: int = 6, salt: bytes = b"", seed: int = 1, **given: Any) -> Submit:
     sampling = SamplingParams(temperature=0.8, seed=seed, max_tokens=max_tokens)
     return Submit(name, Prompt(tuple(token % VOCAB_SIZE for token in token_ids), salt), sampling, **given)

@@ -183,5 +183,3 @@ def test_own_pages_after_a_preemption_are_not_called_cached() -> None:
     world.run(submit("b", [2] * 28, max_tokens=2))
     assert world.scheduler.stats().num_preemptions > 0
     assert max(output.num_cached for output in world.outputs["b"]) == 0
-
-

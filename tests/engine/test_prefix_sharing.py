@@ -242,9 +242,7 @@ def test_sharing_changes_no_token(
 
 @settings(max_examples=25, deadline=None)
 @given(kind=st.sampled_from(sorted(KINDS)), arrivals=arrivals, gaps=gaps, restart_at=st.integers(0, 11))
-def test_a_disk_and_a_restart_change_no_token(
-    kind: str, arrivals: list[Any], gaps: list[int], restart_at: int
-) -> None:
+def test_a_disk_and_a_restart_change_no_token(kind: str, arrivals: list[Any], gaps: list[int], restart_at: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in (slice(0, restart_at), slice(restart_at, None)):
             with opened(kind, disk=Path(folder), num_pages=28, checkpoint_bytes=300, max_num_seqs=3) as world:
