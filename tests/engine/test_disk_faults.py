@@ -18,12 +18,15 @@ from disk_tier import blob_files
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import ConfigError
 from vllm_mlx.core.messages import DiskStats, FinishReason, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine.thread import ThreadEngine
+from vllm_mlx.kv.disk import open_disk
 from vllm_mlx.kv.tiers.folder import BlobFolder
-from vllm_mlx.testing.fake import fake_factory
+from vllm_mlx.kv.tiers.ssd import check_settings
+from vllm_mlx.testing.fake import FakeRunner, fake_factory
 
 TIMEOUT_S = 60.0
 MODEL, OTHER_MODEL = b"fingerprint-of-x", b"fingerprint-of-y"
@@ -238,3 +241,12 @@ async def test_state_of_another_model_is_not_read(kind: str, tmp_path: Path) -> 
             assert await served.tokens(prompt) == answer
         stats = await served.disk(lambda stats: stats.num_misses > 0)
     assert (stats.num_hits, stats.num_corrupt) == (0, 0)
+
+
+def test_engine_goes_on_without_a_disk_that_cannot_be_used_any_more(tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder was")
+    config = Config(ssd_cache_dir=str(blocked))
+    with pytest.raises(ConfigError, match=r"--ssd-cache-dir: .*blocked is not a folder that can be used"):
+        check_settings(config)
+    assert open_disk(config, FakeRunner(fingerprint=b"fingerprint-of-x").info) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import EngineClient
 from vllm_mlx.core.step import ProgressCallback
+from vllm_mlx.kv.tiers.ssd import check_settings
 from vllm_mlx.runner import blas
 
 ENGINE_VARIABLE = "_VLLM_MLX_ENGINE"
@@ -19,7 +20,12 @@ CHILD_COMMAND = (sys.executable, "-m", "vllm_mlx.cli.engine")
 
 
 def open_engine(config: Config, path: Path, *, on_progress: ProgressCallback | None = None) -> EngineClient:
-    """The engine for the model folder `path`, not started yet. Called on the event loop that will use it."""
+    """The engine for the model folder `path`, not started yet. Called on the event loop that will use it.
+
+    Raises:
+        ConfigError: the settings name a folder or a key for the cache on disk that cannot be used.
+    """
+    check_settings(config)
     if config.engine == "thread":
         blas.preload_here()
         from vllm_mlx.engine.thread import ThreadEngine

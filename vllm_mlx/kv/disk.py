@@ -10,8 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import ConfigError
 from vllm_mlx.core.log import get_logger
-from vllm_mlx.core.messages import DiskStats
 from vllm_mlx.core.step import RunnerInfo
 from vllm_mlx.kv.tiers.queues import Ticket
 from vllm_mlx.kv.tiers.record import Kind
@@ -182,10 +182,16 @@ class DiskCache:
 def open_disk(config: Config, info: RunnerInfo) -> DiskCache | None:
     """The cache on disk, looked through, if the settings ask for one and the runner can name its model.
 
-    Raises:
-        ConfigError: the folder or the key cannot be used.
+    A disk that could be used when the server started may have gone before its engine starts again: then there is a
+    warning, and no cache on disk.
     """
-    tier = open_tier(config, info.fingerprint) if info.fingerprint and config.prefix_cache else None
+    if not info.fingerprint or not config.prefix_cache:
+        return None
+    try:
+        tier = open_tier(config, info.fingerprint)
+    except ConfigError as error:
+        log.warning(f"nothing is kept on disk: {error.message}")
+        return None
     if tier is None:
         return None
     tier.flush(SCAN_TIMEOUT_S)  # the first request after a restart is to find what there is

@@ -183,26 +183,41 @@ class SsdTier:
         return refusal is None
 
 
+def check_settings(config: Config) -> None:
+    """Raise ConfigError if the folder or the key file of the settings cannot be used."""
+    if config.ssd_cache_dir is not None:
+        _folder(config.ssd_cache_dir)
+        _key(config)
+
+
 def open_tier(config: Config, fingerprint: bytes, *, on_loaded: Callable[[], None] = _nobody) -> SsdTier | None:
     """The tier that the settings ask for, or None. Raises ConfigError if its folder or key file cannot be used."""
     if config.ssd_cache_dir is None:
         return None
-    folder = Path(config.ssd_cache_dir).expanduser()
+    return SsdTier(
+        _folder(config.ssd_cache_dir),
+        fingerprint=fingerprint,
+        max_bytes=int(config.ssd_cache_max_gb * GB),
+        daily_write_bytes=int(config.ssd_cache_daily_write_gb * GB) or None,
+        min_free_bytes=int(config.ssd_cache_min_free_gb * GB),
+        key=_key(config),
+        on_loaded=on_loaded,
+    )
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path).expanduser()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise ConfigError(f"--ssd-cache-dir: {folder} is not a folder that can be used: {error.strerror}.") from error
     except OSError:
         pass  # a disk that is full or gone for now: the tier says so, and goes on when it is back
-    return SsdTier(
-        folder,
-        fingerprint=fingerprint,
-        max_bytes=int(config.ssd_cache_max_gb * GB),
-        daily_write_bytes=int(config.ssd_cache_daily_write_gb * GB) or None,
-        min_free_bytes=int(config.ssd_cache_min_free_gb * GB),
-        key=read_key(Path(config.ssd_cache_key_file).expanduser()) if config.ssd_cache_key_file else None,
-        on_loaded=on_loaded,
-    )
+    return folder
+
+
+def _key(config: Config) -> bytes | None:
+    return read_key(Path(config.ssd_cache_key_file).expanduser()) if config.ssd_cache_key_file else None
 
 
 def _require_name(name: bytes) -> None:
