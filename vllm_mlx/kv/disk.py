@@ -12,6 +12,7 @@ import msgspec
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError
 from vllm_mlx.core.log import get_logger
+from vllm_mlx.core.messages import DiskStats
 from vllm_mlx.core.step import RunnerInfo
 from vllm_mlx.kv.tiers.queues import Ticket
 from vllm_mlx.kv.tiers.record import Kind
