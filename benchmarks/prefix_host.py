@@ -15,7 +15,7 @@ from vllm_mlx.kv.manager import Admitted, KVManager
 PAGE_SIZE = 32
 VOCAB_SIZE = 50_000
 PROMPT_TOKENS = 100_000
-CACHED_PAGES = 10_000
+CACHED_PAGES = 12_500
 REPETITIONS = 25
 POOL_PAGES = 1_000_000
 POOL_PROMPT_PAGES = 1_000
@@ -59,7 +59,7 @@ def _matching() -> tuple[float, float, float, float]:
     manager = KVManager(CACHED_PAGES + 2 * num_prompt_pages, page_size=PAGE_SIZE)
     prompt = _prompt(draw, PROMPT_TOKENS)
     _remember(manager, "the prompt", prompt)
-    for number in range(CACHED_PAGES // num_prompt_pages):
+    for number in range(CACHED_PAGES // num_prompt_pages - 1):
         _remember(manager, f"{number}", _prompt(draw, PROMPT_TOKENS))
     rounds = [_once(manager, prompt, _prompt(draw, PROMPT_TOKENS)) for _ in range(REPETITIONS)]
     lookup, admit, missed, release = (1000 * statistics.median(column) for column in zip(*rounds, strict=True))

@@ -79,7 +79,7 @@ def messages(text: str, question: str) -> list[dict[str, str]]:
 
 
 def ask(served: Served, conversation: list[Any], *, max_tokens: int = MAX_TOKENS) -> Answered:
-    """Stream an answer. Raises Unusable if the server refuses, or says nothing."""
+    """Stream an answer. Raises Unusable if the server refuses or fails."""
     body = {
         "model": served.model,
         "messages": conversation,
@@ -96,14 +96,18 @@ def ask(served: Served, conversation: list[Any], *, max_tokens: int = MAX_TOKENS
             if response.status_code != httpx.codes.OK:
                 raise Unusable(f"answered {response.status_code}: {response.read().decode(errors='replace')[:400]}")
             for event in _events(response):
+                if "error" in event:
+                    raise Unusable(f"failed: {event['error']}")
                 usage = event.get("usage") or usage
-                if said := "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ())):
+                choices = event.get("choices", ())
+                said = "".join(choice["delta"].get("content") or "" for choice in choices)
+                if said or any(choice.get("finish_reason") for choice in choices):  # it may end at once
                     first = first or time.perf_counter() - begun
-                    text += said
+                text += said
     except httpx.HTTPError as error:
         raise Unusable(f"broke off: {error!r}") from error
     if first is None:
-        raise Unusable("answered without text")
+        raise Unusable("ended without an answer")
     details = usage.get("prompt_tokens_details") or {}
     return Answered(first, usage.get("prompt_tokens", 0), details.get("cached_tokens"), text)
 
