@@ -89,10 +89,15 @@ def make_leftovers_old(disk: Path) -> list[Path]:
 
 
 def kill_times(draw: random.Random) -> dict[int, Kill]:
-    """After which requests what is killed: all in the first half, so that the memory of one engine can be watched."""
-    times = draw.sample(range(50, NUM_REQUESTS // 2 - 50), NUM_ENGINE_KILLS + NUM_SERVER_KILLS)
+    """After which requests what is killed.
+
+    All in the first half, so that the memory of one engine can be watched; and never soon after each other, because a
+    request that has lost its third engine is given up.
+    """
     kills = [Service.kill_engine] * NUM_ENGINE_KILLS + [Service.kill_server] * NUM_SERVER_KILLS
-    return dict(zip(times, kills, strict=True))
+    draw.shuffle(kills)
+    gap = NUM_REQUESTS // 2 // (len(kills) + 1)
+    return {gap * (index + 1) - draw.randrange(gap // 2): kill for index, kill in enumerate(kills)}
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_next"])
@@ -132,7 +137,7 @@ def test_kills_evictions_and_aborts_change_no_answer_and_leave_nothing(
         print(f"{len(questions)} questions, {service.num_retries} asked again, KiB {early} {late}, {stats}")
 
         assert engine_pid(service.server) == engine, "an engine ended by itself"
-        assert all(after < before * 1.1 for before, after in zip(early, late, strict=True)), (early, late)
+        assert all(after < before * 1.15 for before, after in zip(early, late, strict=True)), (early, late)
         assert stats["pages"]["used"] == stats["requests_loading"] == 0
         # None of this would mean much if nothing had been found, evicted, written and read.
         assert min(stats["pages"]["evicted"], stats["cached_tokens"], service.num_retries) > 0
