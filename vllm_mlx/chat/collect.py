@@ -47,7 +47,7 @@ async def collect(events: AsyncIterable[Event]) -> Collected:
     async for event in events:
         if isinstance(event, Finish):
             finishes[event.choice] = event
-        else:
+        elif isinstance(event, TextDelta):
             deltas[event.choice].append(event)
     return Collected(tuple(_fold(deltas[choice], finishes[choice]) for choice in sorted(finishes)))
 

@@ -34,6 +34,27 @@ class TextDelta(msgspec.Struct, frozen=True):
     """Filled only if log-probabilities were asked for."""
 
 
+class ReasoningDelta(msgspec.Struct, frozen=True):
+    """More of what a choice's model thinks before it answers; never part of the answer."""
+
+    choice: int
+    text: str
+    tokens: tuple[TokenInfo, ...] = ()
+    """Filled only if log-probabilities were asked for."""
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """More of one tool call. The first of a call carries `id` and `name`; the others have None there."""
+
+    choice: int
+    index: int
+    """Which call of the choice, from 0."""
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    """More of the JSON text of the arguments; all of a call's pieces in order are the whole."""
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts; over all choices when it is the request's."""
 
@@ -55,4 +76,4 @@ class Finish(msgspec.Struct, frozen=True):
     """How long it waited before its prompt was begun, if the engine said."""
 
 
-Event = TextDelta | Finish
+Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish

@@ -1,0 +1,190 @@
+"""The state machine: reasoning, when things are sent, ids, speed in counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.chat.parsed import decoded, parse
+from vllm_mlx.chat.detect import Detected, detect
+from vllm_mlx.chat.formats import tool_format
+from vllm_mlx.chat.parse import OutputParser
+from vllm_mlx.chat.payloads.tools import ToolSet, typed
+from vllm_mlx.chat.reasoning import REASONING_FORMATS, reasoning_format, reasoning_format_names
+from vllm_mlx.core.events import ReasoningDelta, TextDelta, ToolCallDelta
+
+CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+
+
+@pytest.mark.parametrize("form", [form for form in REASONING_FORMATS if form.opens], ids=lambda form: form.name)
+def test_marked_text_is_reasoning(form: object) -> None:
+    form = reasoning_format(form.name)  # type: ignore[attr-defined]
+    text = f"{form.opens[0]}Hm.{form.closes[0]}Yes."
+    for pieces in ([text], list(text)):
+        parsed = parse(pieces, reasoning=form.name)
+        assert (parsed.reasoning, parsed.content) == ("Hm.", "Yes.")
+
+
+def test_output_begins_inside_reasoning_that_the_prompt_opened() -> None:
+    parsed = parse(["Hm.</thi", "nk>Yes."], reasoning="qwen3", prompt_tail="<|im_start|>assistant\n<think>\n")
+    assert (parsed.reasoning, parsed.content) == ("Hm.", "Yes.")
+
+
+def test_answer_of_a_model_that_does_not_think_is_never_reasoning() -> None:
+    parser = OutputParser(reasoning=reasoning_format("qwen3"), prompt_tail="<think>\n\n</think>\n\n")
+    assert parser.feed("Hello") == [TextDelta(0, "Hello")]
+    assert parse(["Hello world."], reasoning="qwen3", prompt_tail=None).content == "Hello world."
+
+
+def test_unknown_beginning_is_settled_by_the_closing_mark() -> None:
+    parsed = parse(list("Hm.</think>Yes."), reasoning="qwen3", prompt_tail=None)
+    assert (parsed.reasoning, parsed.content) == ("Hm.", "Yes.")
+
+
+def test_mark_inside_the_answer_is_text() -> None:
+    text = "Write <think> and </think> around it."
+    assert parse([text], reasoning="qwen3").content == text
+
+
+def test_call_inside_reasoning_is_a_call() -> None:
+    parsed = parse(list(f"<think>Now.{CALL}</think>Done."), reasoning="qwen3", tools="hermes", schemas={})
+    assert (parsed.reasoning, parsed.content, parsed.values) == ("Now.", "Done.", [("f", {"a": 1})])
+
+
+def test_tool_section_ends_reasoning_that_was_not_closed() -> None:
+    text = "<think>Now.<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}"
+    parsed = parse([text], reasoning="kimi_k2", tools="kimi", schemas={})
+    assert (parsed.reasoning, parsed.calls, parsed.ids) == ("Now.", (("f", "{}"),), ("functions.f:0",))
+
+
+def test_channels_are_told_apart() -> None:
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>"
+    parsed = parse(list(text), reasoning="harmony")
+    assert (parsed.reasoning, parsed.content) == ("Hm.", "Yes.")
+
+
+def test_name_is_sent_before_the_arguments_are_complete() -> None:
+    parser = OutputParser(tools=ToolSet(), tool_format=tool_format("hermes"), prompt_tail="")
+    events = parser.feed('<tool_call>{"name": "f", "arguments": {"text": "abc')
+    assert [event.name for event in events if isinstance(event, ToolCallDelta)] == ["f", None]
+    assert events[-1] == ToolCallDelta(0, 0, arguments='{"text": "abc')
+    assert parser.feed("def") == [ToolCallDelta(0, 0, arguments="def")]
+
+
+def test_text_is_held_only_while_it_may_become_a_mark() -> None:
+    parser = OutputParser(tools=ToolSet(), tool_format=tool_format("hermes"), prompt_tail="")
+    assert parser.feed("a <tool") == [TextDelta(0, "a ")]
+    assert parser.feed("box") == [TextDelta(0, "<toolbox")]
+
+
+def test_text_after_a_call_is_kept() -> None:
+    assert parse([f"Before. {CALL} After."], tools="hermes", schemas={}).content == "Before.  After."
+
+
+def test_ids_differ_between_calls_and_requests_and_repeat_for_the_same() -> None:
+    def ids(salt: str, name: str) -> list[str | None]:
+        parser = OutputParser(tools=ToolSet(), tool_format=tool_format(name), prompt_tail="", salt=salt)
+        events = [*parser.feed("[TOOL_CALLS]f{}[TOOL_CALLS]f{}"), *parser.finish()]
+        return [event.id for event in events if isinstance(event, ToolCallDelta) and event.name]
+
+    assert ids("a", "mistral") == ids("a", "mistral")
+    assert len({*ids("a", "mistral"), *ids("b", "mistral")}) == 4
+    assert all(call_id and len(call_id) == 9 and call_id.isalnum() for call_id in ids("a", "mistral"))
+
+
+def test_slips_in_json_are_mended() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": "x\n\\d\\\'", "b": [1, ], }}</tool_call>'
+    for pieces in ([text], list(text)):
+        assert parse(pieces, tools="hermes", schemas={}).values == [("f", {"a": "x\n\\d'", "b": [1]})]
+
+
+def test_long_output_is_read_once() -> None:
+    """A value of a megabyte in small pieces; rereading what was held would take minutes."""
+    value = "x < y </b " * 100_000
+    for text, name in (
+        (json.dumps({"name": "f", "arguments": {"a": value}}), "hermes"),
+        (f"<function=f>\n<parameter=a>{value}</parameter></function>", "qwen3_xml"),
+    ):
+        whole = f"<tool_call>{text}</tool_call>"
+        pieces = [whole[at : at + 40] for at in range(0, len(whole), 40)]
+        assert parse(pieces, tools=name, schemas={}).values == [("f", {"a": value})]
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("3", {"type": "integer"}, 3),
+        ("3", {"type": "string"}, "3"),
+        ("3.0", {"type": "number"}, 3),
+        ("abc", {"type": "integer"}, "abc"),
+        ("True", {"type": "boolean"}, True),
+        ("null", {"type": ["string", "null"]}, None),
+        ("null", {"type": "string"}, "null"),
+        ("{'a': (1, None)}", {"type": "object"}, {"a": [1, None]}),
+        ("[1]", {"anyOf": [{"type": "array"}, {"type": "string"}]}, [1]),
+        ("[1]", None, "[1]"),
+        ("7", {"enum": [7, 8]}, 7),
+    ],
+)
+def test_untyped_text_takes_the_type_of_the_schema(text: str, schema: dict[str, object] | None, value: object) -> None:
+    assert typed(text, schema) == value
+    assert type(typed(text, schema)) is type(value)
+
+
+def test_formats_are_told_from_the_template() -> None:
+    assert detect("... <tool_call> ... </think>", "qwen3") == Detected("hermes", "qwen3")
+    assert detect("<tool_call>\n<function=x>", "qwen3_moe") == Detected("qwen3_xml", None)
+    assert detect("<tool_call>{{ name }}<arg_key> </think>", "glm4_moe") == Detected("glm47", "qwen3")
+    assert detect("<|channel|>analysis", "gpt_oss") == Detected("harmony", "harmony")
+    assert detect("nothing", "gpt2") == Detected(None, None)
+
+
+def test_reasoning_names_are_unique() -> None:
+    assert len(set(reasoning_format_names())) == len(reasoning_format_names())
+    assert {"qwen3", "deepseek_r1", "deepseek_v4", "glm4", "mistral", "step3p5", "gemma4", "gpt_oss", "harmony"} <= set(
+        reasoning_format_names()
+    )
+
+
+def test_reasoning_arrives_as_it_is_written() -> None:
+    parser = OutputParser(reasoning=reasoning_format("qwen3"), prompt_tail="<think>")
+    assert parser.feed("Hm") == [ReasoningDelta(0, "Hm")]
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases of other implementations are not here")
+def test_confirmed_calls_are_found() -> None:
+    """All that two other implementations agree on, but for what docs/design/011-output-formats.md argues."""
+    wrong = []
+    for name in ("vllm_tool_full", "vllm_tool_stream"):
+        for case in json.loads((CASES / f"{name}.json").read_text(encoding="utf-8")):
+            if case["agreement"] != "confirmed" or case["id"] in EXCEPTIONS:
+                continue
+            functions = [tool.get("function", tool) for tool in case["tools"] or ()]
+            schemas = {function["name"]: function.get("parameters") or {} for function in functions}
+            parsed = parse([case["model_output"]], tools=case["parser"][0], schemas=schemas)
+            calls = [(call["name"], decoded(call["arguments"])) for call in case["expected"]["tool_calls"]]
+            if (parsed.content.strip(), parsed.values) != ((case["expected"]["content"] or "").strip(), calls):
+                wrong.append(case["id"])
+    assert wrong == []
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases of other implementations are not here")
+def test_confirmed_reasoning_is_found() -> None:
+    wrong = []
+    for name in ("vllm_reasoning_full", "vllm_reasoning_stream"):
+        for case in json.loads((CASES / f"{name}.json").read_text(encoding="utf-8")):
+            if case["agreement"] == "confirmed":
+                pieces = case.get("chunks") or [case["model_output"]]
+                parsed = parse(pieces, reasoning=case["parser"][0], prompt_tail=None)
+                expected = ((case["expected"][key] or "").strip() for key in ("reasoning", "content"))
+                if (parsed.reasoning.strip(), parsed.content.strip()) != tuple(expected):
+                    wrong.append(case["id"])
+    assert wrong == []
+
+
+EXCEPTIONS = {"vllm_tool_full-0324"}

@@ -1,0 +1,47 @@
+"""`<tool_call>` with JSON, elements or keys and values inside: Hermes, Qwen, Nemotron, GLM and many others."""
+
+from __future__ import annotations
+
+from vllm_mlx.chat.formats import ToolFormat
+from vllm_mlx.chat.payloads.actions import Parsing
+from vllm_mlx.chat.payloads.reader import Reader
+from vllm_mlx.chat.payloads.tagged import BRACKET, BRACKET_END, FUNCTION, TAGGED, read_bracket, read_tagged
+from vllm_mlx.chat.payloads.tools import ToolSet
+
+
+def parse(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
+    """Whichever of the three stands behind the tag."""
+    if opener == BRACKET:
+        yield from read_bracket(reader, end=BRACKET_END)
+    else:
+        yield from read_tagged(reader, opener, tools)
+
+
+FORMATS = (
+    ToolFormat(
+        name="hermes",
+        aliases=(
+            *("nous", "qwen", "qwen3", "qwen2.5", "qwen3_json", "qwen3_vl", "smollm3", "ernie45", "granite4", "ring"),
+            *("step", "step3p5", "nemotron", "nemotron3", "nemotron_v3", "holo2", "mimo"),
+        ),
+        openers=(TAGGED, FUNCTION, BRACKET),
+        parse=parse,
+        signatures=("<tool_call>",),
+        model_types=("qwen2", "qwen3", "qwen3_moe", "smollm3", "ernie4_5", "ernie4_5_moe"),
+    ),
+    ToolFormat(
+        name="qwen3_xml",
+        aliases=("qwen3_coder", "qwen3.5", "qwen3.6", "qwen3_next"),
+        openers=(TAGGED, FUNCTION),
+        parse=parse,
+        signatures=("<tool_call>", "<function="),
+    ),
+    ToolFormat(
+        name="glm47",
+        aliases=("glm4", "glm45", "glm5", "ling3"),
+        openers=(TAGGED,),
+        parse=parse,
+        dropped=("<|begin_of_box|>", "<|end_of_box|>"),
+        signatures=("<tool_call>", "<arg_key>"),
+    ),
+)
