@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.chat.parsed import decoded, parse
+from tests.chat.parsed import parse
 from vllm_mlx.chat.detect import Detected, detect
 from vllm_mlx.chat.formats import tool_format
 from vllm_mlx.chat.parse import OutputParser
@@ -151,40 +150,3 @@ def test_reasoning_names_are_unique() -> None:
 def test_reasoning_arrives_as_it_is_written() -> None:
     parser = OutputParser(reasoning=reasoning_format("qwen3"), prompt_tail="<think>")
     assert parser.feed("Hm") == [ReasoningDelta(0, "Hm")]
-
-
-CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the cases of other implementations are not here")
-def test_confirmed_calls_are_found() -> None:
-    """All that two other implementations agree on, but for what docs/design/011-output-formats.md argues."""
-    wrong = []
-    for name in ("vllm_tool_full", "vllm_tool_stream"):
-        for case in json.loads((CASES / f"{name}.json").read_text(encoding="utf-8")):
-            if case["agreement"] != "confirmed" or case["id"] in EXCEPTIONS:
-                continue
-            functions = [tool.get("function", tool) for tool in case["tools"] or ()]
-            schemas = {function["name"]: function.get("parameters") or {} for function in functions}
-            parsed = parse([case["model_output"]], tools=case["parser"][0], schemas=schemas)
-            calls = [(call["name"], decoded(call["arguments"])) for call in case["expected"]["tool_calls"]]
-            if (parsed.content.strip(), parsed.values) != ((case["expected"]["content"] or "").strip(), calls):
-                wrong.append(case["id"])
-    assert wrong == []
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the cases of other implementations are not here")
-def test_confirmed_reasoning_is_found() -> None:
-    wrong = []
-    for name in ("vllm_reasoning_full", "vllm_reasoning_stream"):
-        for case in json.loads((CASES / f"{name}.json").read_text(encoding="utf-8")):
-            if case["agreement"] == "confirmed":
-                pieces = case.get("chunks") or [case["model_output"]]
-                parsed = parse(pieces, reasoning=case["parser"][0], prompt_tail=None)
-                expected = ((case["expected"][key] or "").strip() for key in ("reasoning", "content"))
-                if (parsed.reasoning.strip(), parsed.content.strip()) != tuple(expected):
-                    wrong.append(case["id"])
-    assert wrong == []
-
-
-EXCEPTIONS = {"vllm_tool_full-0324"}

@@ -117,7 +117,7 @@ class OutputParser:
                 yield from self._call(mark)
         elif form.opens and self._prompt_tail is not None:
             self._is_thinking = _last(self._prompt_tail, form.opens) > _last(self._prompt_tail, form.closes)
-        elif form.opens:
+        elif form.opens and form.may_begin_open:
             yield from self._begin_unknown()
 
     def _begin_unknown(self) -> Running:
@@ -150,7 +150,7 @@ class OutputParser:
                 yield from self._reader.accept(*form.labels)
         elif self._opens_call(mark):
             yield from self._call(mark)
-        elif self._is_blank or (mark not in form.opens and mark not in form.closes):
+        elif self._is_blank or mark in form.dropped or (mark not in form.opens and mark not in form.closes):
             self._turn(is_thinking=self._is_thinking)
         else:
             self._text(mark)

@@ -14,6 +14,8 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
     closes: tuple[str, ...] = ()
     opens_anywhere: bool = True
     """Whether the opening marks stand in no ordinary text; others count where no answer has begun."""
+    may_begin_open: bool = True
+    """Whether a prompt may have opened it, so that output of an unknown beginning may lie inside."""
     labels: tuple[str, ...] = ()
     """What may stand right behind an opening mark and is not part of the text."""
     ended_by: tuple[str, ...] = ()
@@ -81,8 +83,9 @@ REASONING_FORMATS = (
     ReasoningFormat(
         name="gemma4",
         opens=("<|channel>",),
-        closes=("<channel|>",),
-        labels=("thought\n", "response\n"),
+        closes=("<channel|>", "<|channel>response\n"),
+        labels=("thought\n",),
+        dropped=("<|channel>response\n",),
         signatures=("<|channel>",),
         model_types=("gemma4", "gemma4_text"),
     ),
@@ -106,8 +109,9 @@ REASONING_FORMATS = (
     ReasoningFormat(
         name="inkling",
         opens=("<|content_thinking|>",),
+        may_begin_open=False,
         closes=("<|end_message|>",),
-        dropped=("<|content_text|>", "<|message_model|>"),
+        dropped=("<|content_text|>", "<|message_model|>", "<|end_message|>"),
         signatures=("<|content_thinking|>",),
     ),
     ReasoningFormat(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import Parsing
+from vllm_mlx.chat.payloads.elements import Pairs
 from vllm_mlx.chat.payloads.reader import Reader
 from vllm_mlx.chat.payloads.tagged import BRACKET, BRACKET_END, FUNCTION, TAGGED, read_bracket, read_tagged
 from vllm_mlx.chat.payloads.tools import ToolSet
@@ -15,6 +16,11 @@ def parse(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
         yield from read_bracket(reader, end=BRACKET_END)
     else:
         yield from read_tagged(reader, opener, tools)
+
+
+def parse_glm(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
+    """As `parse`, but a name alone is a call."""
+    yield from read_tagged(reader, opener, tools, Pairs())
 
 
 FORMATS = (
@@ -40,7 +46,7 @@ FORMATS = (
         name="glm47",
         aliases=("glm4", "glm45", "glm5", "ling3"),
         openers=(TAGGED,),
-        parse=parse,
+        parse=parse_glm,
         dropped=("<|begin_of_box|>", "<|end_of_box|>"),
         signatures=("<tool_call>", "<arg_key>"),
     ),

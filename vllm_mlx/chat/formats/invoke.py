@@ -21,6 +21,7 @@ _STEP = Invokes(
     parameter_end="</steptml:parameter>",
     before=("<｜tool_call_begin｜>", "function", "<｜tool_sep｜>"),
     after=("<｜tool_call_end｜>",),
+    guess=True,
 )
 
 FORMATS = (

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from vllm_mlx.chat.payloads.actions import Arguments, CallOpen, NotACall, Parsing
+from vllm_mlx.chat.payloads.pythonic import read_python_call
 from vllm_mlx.chat.payloads.reader import Reader
 
 _NAME = re.compile(r"[\w.:/-]+")
@@ -30,14 +31,21 @@ def read_bare_calls(reader: Reader, marks: BareWords) -> Parsing[None]:
     while True:
         yield from reader.accept("call:", ":")
         name = yield from reader.run(_NAME)
-        if not name or (yield from reader.peek()) != "{":
-            raise NotACall("no call")
-        arguments = yield from _value(reader, marks, depth=0)
-        yield CallOpen(name)
-        yield Arguments(json.dumps(arguments, ensure_ascii=False))
+        if name and (yield from reader.peek()) == "(":
+            yield from read_python_call(reader, name)
+        else:
+            yield from _braced(reader, marks, name)
         yield from reader.space()
         if (yield from reader.accept(marks.end)) or (yield from reader.peek()) != "c":
             return
+
+
+def _braced(reader: Reader, marks: BareWords, name: str) -> Parsing[None]:
+    if not name or (yield from reader.peek()) != "{":
+        raise NotACall("no call")
+    arguments = yield from _value(reader, marks, depth=0)
+    yield CallOpen(name)
+    yield Arguments(json.dumps(arguments, ensure_ascii=False))
 
 
 def _value(reader: Reader, marks: BareWords, *, depth: int) -> Parsing[Any]:

@@ -11,7 +11,7 @@ import msgspec
 from vllm_mlx.chat.payloads.actions import Arguments, CallOpen, NotACall, Parsing
 from vllm_mlx.chat.payloads.objects import stream_arguments
 from vllm_mlx.chat.payloads.reader import Reader
-from vllm_mlx.chat.payloads.tools import ToolSet, typed
+from vllm_mlx.chat.payloads.tools import ToolSet, allows_text, typed
 
 NAME = re.compile(r"[^\s<>{}\[\]()\"'=,;:|]+")
 _ATTRIBUTE = re.compile(r"""\s*([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
@@ -77,9 +77,9 @@ def _typed(text: str, attributes: dict[str, str], schema: Any, elements: Element
     said = attributes.get("string")
     if said is None:
         return typed(text, schema, guess=elements.guess)
-    if said == "true":
+    if said == "true" and allows_text(schema):
         return text
-    return typed(text, schema) if schema is not None else typed(text, None, guess=True)
+    return typed(text, schema, guess=True)
 
 
 def _unframed(text: str) -> str:
@@ -121,6 +121,8 @@ class Pairs(msgspec.Struct, frozen=True):
     kind_end: str = ""
     """The tags of a type that may stand between a key and its value."""
     guess: bool = True
+    needs_known_name: bool = False
+    """Whether a name without arguments must be one of the request's tools: what is no name looks the same."""
     keeps_space: bool = False
     """Whether line breaks around a value belong to it."""
 
@@ -143,6 +145,8 @@ def read_pairs(reader: Reader, tools: ToolSet, pairs: Pairs) -> Parsing[None]:
         text = yield from _pair_value(reader, pairs)
         value = typed(text, tools.argument_schema(name, key.strip()), guess=pairs.guess)
         arguments.setdefault(key.strip(), value)
+    if pairs.needs_known_name and not arguments and not (tools.schemas and tools.knows(name)):
+        raise NotACall(f"no tool is called {name!r}")
     yield CallOpen(name)
     yield Arguments(json.dumps(arguments, ensure_ascii=False))
 

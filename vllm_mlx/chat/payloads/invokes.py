@@ -26,11 +26,13 @@ class Invokes(msgspec.Struct, frozen=True, kw_only=True):
     """What may stand before a call inside the section."""
     after: tuple[str, ...] = ()
     """What may stand behind one."""
+    guess: bool = False
+    """Whether values without a schema are read as JSON where they are."""
 
 
 def invokes_parser(rules: Invokes) -> Callable[[Reader, str, ToolSet], Parsing[None]]:
     """A parser of sections and of calls that stand alone. A section may also hold JSON objects."""
-    elements = Elements(rules.call, rules.call_end, rules.parameter, rules.parameter_end)
+    elements = Elements(rules.call, rules.call_end, rules.parameter, rules.parameter_end, guess=rules.guess)
 
     def parse(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
         if opener.startswith(rules.call):

@@ -82,8 +82,9 @@ class JsonScanner:
 
     def _fail(self, error: NotACall) -> None:
         self.error = error
-        self._out.append(self._held + self._scalar)
+        self._out.append(self._held + self._scalar + ("\\" if self._is_escaped else ""))
         self._held = self._scalar = ""
+        self._is_escaped = False
 
     def _space(self, space: str) -> None:
         if self._held:

@@ -26,8 +26,15 @@ def read_call_list(reader: Reader, tools: ToolSet) -> Parsing[None]:
     start = yield from reader.run(name)
     if not start or not tools.knows(start) or (yield from reader.peek()) != "(":
         raise NotACall("a list of something else")
-    rest = yield from _balanced(reader)
+    rest = yield from _balanced(reader, "]")
     yield from emit_calls(f"[{start}{rest}", tools)
+
+
+def read_python_call(reader: Reader, name: str) -> Parsing[None]:
+    """One call, from behind its name. Raises NotACall."""
+    yield from reader.expect("(")
+    rest = yield from _balanced(reader, ")")
+    yield from emit_calls(f"{name}({rest}", ToolSet())
 
 
 def emit_calls(text: str, tools: ToolSet) -> Parsing[None]:
@@ -89,9 +96,9 @@ def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     return ast.unparse(node.func), arguments
 
 
-def _balanced(reader: Reader) -> Parsing[str]:
-    """Text up to and with the bracket that closes a `[` which was taken before."""
-    open_brackets = ["]"]
+def _balanced(reader: Reader, end: str) -> Parsing[str]:
+    """Text up to and with the bracket that closes one which was taken before."""
+    open_brackets = [end]
     pieces = []
     while open_brackets:
         pieces.append((yield from reader.run(_INSIDE)))

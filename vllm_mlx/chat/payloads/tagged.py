@@ -16,8 +16,8 @@ FUNCTION = "<function="
 BRACKET = "[Calling tool:"
 BRACKET_END = ")]"
 _NAME = re.compile(r"[\w.:-]+")
-_ELEMENTS = Elements()
-_PAIRS = Pairs()
+_ELEMENTS = Elements(guess=True)
+_PAIRS = Pairs(needs_known_name=True)
 
 
 def read_tagged(reader: Reader, opener: str, tools: ToolSet, pairs: Pairs = _PAIRS) -> Parsing[None]:

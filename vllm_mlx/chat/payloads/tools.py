@@ -36,11 +36,11 @@ def typed(text: str, schema: Mapping[str, Any] | None, *, guess: bool = False) -
     """The value that an untyped text stands for under a schema; the text itself where it does not fit.
 
     Without a schema it is text, or, if the format writes strings as they are and everything else as JSON (`guess`),
-    JSON where it is.
+    JSON or a Python literal where it is one.
     """
     types = _types(schema)
     if not types:
-        return _as_json(text) if guess else text
+        return _guessed(text) if guess else text
     if "null" in types and text.strip() in ("null", "None"):
         return None
     if any(kind in _STRING_TYPES for kind in types) and len(types - {"null"}) == 1:
@@ -82,11 +82,15 @@ def _as_number(text: str, *, is_integer: bool) -> Any:
     return _MISFIT if is_integer and isinstance(value, float) else value
 
 
-def _as_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+def allows_text(schema: Mapping[str, Any] | None) -> bool:
+    """Whether a schema lets an argument be a string; without one it may be."""
+    types = _types(schema)
+    return not types or any(kind in _STRING_TYPES for kind in types)
+
+
+def _guessed(text: str) -> Any:
+    value = _literal(text.strip())
+    return text if value is _MISFIT else value
 
 
 def _literal(text: str) -> Any:
