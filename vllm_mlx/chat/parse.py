@@ -171,6 +171,7 @@ class OutputParser:
             if not is_settled:
                 self._not_a_call(mark)
         else:
+            self._reader.give_back_space()
             self._turn(is_thinking=self._is_thinking)
 
     def _not_a_call(self, mark: str) -> None:

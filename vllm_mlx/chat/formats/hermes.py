@@ -6,7 +6,15 @@ from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import Parsing
 from vllm_mlx.chat.payloads.elements import Pairs
 from vllm_mlx.chat.payloads.reader import Reader
-from vllm_mlx.chat.payloads.tagged import BRACKET, BRACKET_END, FUNCTION, TAGGED, read_bracket, read_tagged
+from vllm_mlx.chat.payloads.tagged import (
+    BRACKET,
+    BRACKET_END,
+    FUNCTION,
+    TAGGED,
+    TYPED_BY_SCHEMA,
+    read_bracket,
+    read_tagged,
+)
 from vllm_mlx.chat.payloads.tools import ToolSet
 
 
@@ -18,9 +26,14 @@ def parse(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
         yield from read_tagged(reader, opener, tools)
 
 
+def parse_qwen3_xml(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
+    """As `parse`, but values without a schema are text."""
+    yield from read_tagged(reader, opener, tools, elements=TYPED_BY_SCHEMA)
+
+
 def parse_glm(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
     """As `parse`, but a name alone is a call."""
-    yield from read_tagged(reader, opener, tools, Pairs())
+    yield from read_tagged(reader, opener, tools, pairs=Pairs())
 
 
 FORMATS = (
@@ -39,7 +52,7 @@ FORMATS = (
         name="qwen3_xml",
         aliases=("qwen3_coder", "qwen3.5", "qwen3.6", "qwen3_next"),
         openers=(TAGGED, FUNCTION),
-        parse=parse,
+        parse=parse_qwen3_xml,
         signatures=("<tool_call>", "<function="),
     ),
     ToolFormat(

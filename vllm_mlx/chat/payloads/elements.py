@@ -29,6 +29,8 @@ class Elements(msgspec.Struct, frozen=True):
     """Whether a call whose end is missing counts when all its parameters are closed."""
     guess: bool = False
     """Whether values without a schema are read as JSON where they are."""
+    is_framed: bool = False
+    """Whether a line break on either side of a value is never part of it."""
 
 
 def read_element(reader: Reader, tools: ToolSet, elements: Elements) -> Parsing[None]:
@@ -70,7 +72,7 @@ def _value(reader: Reader, elements: Elements) -> Parsing[str]:
     text, end = yield from reader.until(*ends)
     if end != elements.parameter_end:
         reader.give_back(end)
-    return _unframed(text)
+    return text.removeprefix("\n").removesuffix("\n") if elements.is_framed else _unframed(text)
 
 
 def _typed(text: str, attributes: dict[str, str], schema: Any, elements: Elements) -> Any:

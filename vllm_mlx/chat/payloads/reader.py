@@ -116,6 +116,14 @@ class Reader:
         """The text that has arrived, and where the part that was not taken begins; for scanners."""
         return self._text, self._at
 
+    def give_back_space(self) -> None:
+        """Put back the white space that was taken last, as far as it was taken since the mark."""
+        taken = "".join(self._taken)
+        space = taken[len(taken.rstrip()) :]
+        if space:
+            self._text = space + self._text[self._at :]
+            self._at = 0
+
     def take(self, length: int) -> str:
         """Take some characters that have arrived."""
         piece = self._text[self._at : self._at + length]

@@ -16,15 +16,19 @@ FUNCTION = "<function="
 BRACKET = "[Calling tool:"
 BRACKET_END = ")]"
 _NAME = re.compile(r"[\w.:-]+")
-_ELEMENTS = Elements(guess=True)
+_ELEMENTS = Elements(guess=True, is_framed=True)
+TYPED_BY_SCHEMA = Elements(is_framed=True)
+"""Values without a schema are text."""
 _PAIRS = Pairs(needs_known_name=True)
 
 
-def read_tagged(reader: Reader, opener: str, tools: ToolSet, pairs: Pairs = _PAIRS) -> Parsing[None]:
+def read_tagged(
+    reader: Reader, opener: str, tools: ToolSet, *, pairs: Pairs = _PAIRS, elements: Elements = _ELEMENTS
+) -> Parsing[None]:
     """A call in the form that its first characters show, up to its end. Raises NotACall."""
     if opener == FUNCTION:
         reader.give_back("=")
-        yield from read_element(reader, tools, _ELEMENTS)
+        yield from read_element(reader, tools, elements)
         yield from reader.space()
         yield from reader.accept(TAGGED_END)
         return
@@ -33,15 +37,15 @@ def read_tagged(reader: Reader, opener: str, tools: ToolSet, pairs: Pairs = _PAI
     if first in ("{", "["):
         yield from read_marked_objects(reader, tools, ObjectRules(), ends=(TAGGED_END,))
     elif first == "<":
-        yield from _elements(reader, tools)
+        yield from _elements(reader, tools, elements)
     else:
         yield from read_pairs(reader, tools, pairs)
 
 
-def _elements(reader: Reader, tools: ToolSet) -> Parsing[None]:
+def _elements(reader: Reader, tools: ToolSet, elements: Elements) -> Parsing[None]:
     yield from reader.expect("<function")
     while True:
-        yield from read_element(reader, tools, _ELEMENTS)
+        yield from read_element(reader, tools, elements)
         yield from reader.space()
         if (yield from reader.accept(TAGGED_END, "<function")) != "<function":
             return
