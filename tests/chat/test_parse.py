@@ -150,3 +150,8 @@ def test_reasoning_names_are_unique() -> None:
 def test_reasoning_arrives_as_it_is_written() -> None:
     parser = OutputParser(reasoning=reasoning_format("qwen3"), prompt_tail="<think>")
     assert parser.feed("Hm") == [ReasoningDelta(0, "Hm")]
+
+
+def test_many_payloads_that_the_end_cuts_off_are_not_each_read_to_the_end() -> None:
+    text = "<function=f>\n<parameter=a>" * 4000
+    assert parse([text], tools="qwen3_xml", schemas={}).content == text

@@ -21,6 +21,8 @@ from vllm_mlx.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta
 
 _NOTHING_YET = re.compile(r"\s*(<[\w/]*(=[\w.-]*)?)?")
 _MAX_NOTHING = 64
+_MAX_CUT_OFF = 16
+"""After so many payloads that the end cut off, the rest is text: each of them was read up to the end."""
 _NO_REASONING = ReasoningFormat(name="none")
 
 Running = Parsing[None]
@@ -59,6 +61,7 @@ class OutputParser:
         self._reader = Reader()
         self._events: list[Event] = []
         self._num_calls = 0
+        self._num_cut_off = 0
         self._is_thinking = False
         self._space = ""
         """White space at the beginning of a stretch of the answer; dropped if no more than that comes."""
@@ -150,7 +153,7 @@ class OutputParser:
                 yield from self._reader.accept(*form.labels)
         elif self._opens_call(mark):
             yield from self._call(mark)
-        elif self._is_blank or mark in form.dropped or (mark not in form.opens and mark not in form.closes):
+        elif mark in form.dropped or self._is_dropped(mark) or (self._is_blank and mark in form.closes):
             self._turn(is_thinking=self._is_thinking)
         else:
             self._text(mark)
@@ -167,6 +170,7 @@ class OutputParser:
                 self._reader.mark()
                 is_settled = True
         except NotACall:
+            self._num_cut_off += self._reader.is_over
             self._reader.restore()
             if not is_settled:
                 self._not_a_call(mark)
@@ -210,7 +214,12 @@ class OutputParser:
     def _opens_call(self, mark: str) -> bool:
         if self._reasoning.has_channels and mark in OPENERS:
             return True
-        return self._format is not None and mark in self._format.openers
+        return self._format is not None and mark in self._format.openers and self._num_cut_off < _MAX_CUT_OFF
+
+    def _is_dropped(self, mark: str) -> bool:
+        form = self._reasoning
+        is_opener = self._format is not None and mark in self._format.openers
+        return mark not in form.opens and mark not in form.closes and not is_opener
 
     # ---- events ----
 

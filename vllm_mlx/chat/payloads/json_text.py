@@ -13,7 +13,7 @@ from vllm_mlx.chat.payloads.actions import NotACall, Parsing
 from vllm_mlx.chat.payloads.reader import Reader
 
 _SPACE = re.compile(r"[ \t\r\n]+")
-_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+_PLAIN = re.compile(r'(?:[^"\\\x00-\x1f]+|\\["\\/bfnrt])+')
 _SCALAR = re.compile(r"[-+.0-9A-Za-z]+")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _HEX = frozenset("0123456789abcdefABCDEF")
