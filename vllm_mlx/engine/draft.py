@@ -59,7 +59,6 @@ class Draft:
     def launched(self, number: int, *, released: list[int], orders: Orders) -> Launched:
         """The finished step."""
         numbers = {kind: tuple(each.number for each in orders.exports if each.kind is kind) for kind in Kind}
-        # A sequence that was preempted after its row was planned has no slot any more, but its row is computed.
         step = Step(
             number=number,
             released=tuple(released),

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_mlx.core.step import DecodeRow
+from vllm_mlx.core.step import DecodeRow, PrefillRow
 from vllm_mlx.runner.layers import PAGE_SIZE
 
 Integers = NDArray[np.int32]
@@ -68,7 +68,7 @@ class SinglePlace:
         self.page_ids = page_ids
         if page_ids:
             positions = np.arange(start, self.end, dtype=np.int32)
-            self.writes = PoolIndex(_slots(np.asarray(page_ids, dtype=np.int32)[positions // PAGE_SIZE], positions))
+            self.writes = PoolIndex(_slots_in(page_ids, positions))
         self._spans: dict[int | None, Span] = {}
         self._masks: dict[tuple[int | None, int], mx.array] = {}
 
@@ -95,6 +95,27 @@ class SinglePlace:
             mask = keys <= queries
             self._masks[key] = mask if window is None else mask & (keys > queries - window)
         return self._masks[key]
+
+
+class PaddedChunks:
+    """Chunks of several sequences side by side, padded to `num_rows` rows of `length` tokens.
+
+    Padding is written to page 0, where nothing is kept.
+    """
+
+    def __init__(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int) -> None:
+        token_ids, slots = np.zeros((2, num_rows, length), np.int32)
+        lasts = np.zeros(num_rows, np.int32)
+        for i, row in enumerate(rows):
+            count = len(row.token_ids)
+            token_ids[i, :count] = row.token_ids
+            slots[i, :count] = _slots_in(row.page_ids, np.arange(row.start, row.start + count, dtype=np.int32))
+            lasts[i] = count - 1
+        self.token_ids = mx.array(token_ids)
+        self.slots = mx.array(slots.reshape(-1))
+        """Where the tokens go, counted over all pages."""
+        self.lasts = mx.array(lasts)
+        """Index of each row's last token."""
 
 
 class Rectangle:
@@ -206,6 +227,11 @@ def _seen(keys: Integers, positions: Integers, window: int | None) -> NDArray[np
     """Which of `keys` (positions, [rows or 1, n]) the tokens at `positions` [rows] look at."""
     seen: NDArray[np.bool_] = keys <= positions[:, None]
     return seen if window is None else seen & (keys > (positions - window)[:, None])
+
+
+def _slots_in(page_ids: Sequence[int], positions: Integers) -> Integers:
+    """Token slots of positions of the sequence that has these pages."""
+    return _slots(np.asarray(page_ids, dtype=np.int32)[positions // PAGE_SIZE], positions)
 
 
 def _slots(pages: Integers, positions: Integers) -> Integers:

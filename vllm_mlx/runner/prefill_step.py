@@ -13,14 +13,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from vllm_mlx.core.step import PrefillRow
 from vllm_mlx.runner import suffixes
-from vllm_mlx.runner.geometry import SinglePlace
+from vllm_mlx.runner.geometry import PaddedChunks, SinglePlace
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
-from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
+from vllm_mlx.runner.layers import ModelLayers, narrower
 
 LENGTHS = (32, 64, 96, 128, 160, 192, 256, 384, 512)
 MAX_TOGETHER = 4
@@ -103,18 +102,11 @@ class PrefillStep:
         """Logits [padded rows, vocab]."""
         num_rows = num_rows or (1 if len(rows) == 1 else MAX_TOGETHER)
         length = length or max(_padded(row) for row in rows)
-        token_ids = np.zeros((num_rows, length), np.int32)
-        slots = np.zeros((num_rows, length), np.int32)  # of page 0, where nothing is kept
-        lasts = np.zeros(num_rows, np.int32)
-        for i, row in enumerate(rows):
-            count = len(row.token_ids)
-            positions = np.arange(count)
-            token_ids[i, :count] = row.token_ids
-            slots[i, :count] = np.asarray(row.page_ids)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
-            lasts[i] = count - 1
-        arrays = (mx.array(token_ids), mx.array(slots.reshape(-1)), mx.array(lasts))
+        chunks = PaddedChunks(rows, num_rows=num_rows, length=length)
         logits: mx.array
-        logits, self._pages.order.token = self._function(*arrays, self._pages.order.token)
+        logits, self._pages.order.token = self._function(
+            chunks.token_ids, chunks.slots, chunks.lasts, self._pages.order.token
+        )
         return logits
 
     def _forward(

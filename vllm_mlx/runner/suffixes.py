@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from vllm_mlx.core.step import PrefillRow
+from vllm_mlx.runner.geometry import PaddedChunks
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
@@ -30,24 +31,15 @@ class SuffixPlace:
     """Where the chunks stand; padded rows and tokens are written to page 0 and seen by nobody."""
 
     def __init__(self, rows: Sequence[PrefillRow]) -> None:
-        lengths = np.array([len(row.token_ids) for row in rows], np.int32)
         starts = np.array([row.start for row in rows], np.int32)
-        size, num_pages = int(lengths.max()), -(-int(starts.max()) // PAGE_SIZE)
+        size, num_pages = max(len(row.token_ids) for row in rows), -(-int(starts.max()) // PAGE_SIZE)
         table = np.zeros((len(rows), num_pages), np.int32)
-        self.token_ids = np.zeros((len(rows), size), np.int32)
-        slots = np.zeros((len(rows), size), np.int32)
         for i, row in enumerate(rows):
             own = row.page_ids[: -(-row.start // PAGE_SIZE)]
             table[i, : len(own)] = own
-            positions = row.start + np.arange(len(row.token_ids))
-            self.token_ids[i, : len(positions)] = row.token_ids
-            slots[i, : len(positions)] = (
-                np.asarray(row.page_ids)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
-            )
+        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size)
         self.offset = mx.array(starts)
-        self.lasts = mx.array(lengths - 1)
         self.table = mx.array(table)
-        self.slots = mx.array(slots.reshape(-1))
         self._num_read = num_pages * PAGE_SIZE
         self._size = size
         self._masks: dict[int | None, mx.array] = {}
@@ -78,7 +70,7 @@ class SuffixView:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, tokens, dim]; returns what the pages before hold, and the chunks behind it."""
         before = self._pool.read_rows(self._place.table)
-        self._pool.write_slots(self._place.slots, keys, values)
+        self._pool.write_slots(self._place.chunks.slots, keys, values)
         keys, values = (
             mx.concatenate([old, new.astype(old.dtype)], axis=2)
             for old, new in zip(before, (keys, values), strict=True)
@@ -109,9 +101,9 @@ def logits(
 ) -> mx.array:
     """Logits [rows, vocab] behind the last tokens of the chunks of a group."""
     place = SuffixPlace(rows)
-    with wanted.at(place.lasts):
+    with wanted.at(place.chunks.lasts):
         views = layers.fold([SuffixView(pool, place) for pool in pages.pools])
-        return wanted.of(model(mx.array(place.token_ids), cache=views))[:, 0]
+        return wanted.of(model(place.chunks.token_ids, cache=views))[:, 0]
 
 
 def _fit(rows: Sequence[PrefillRow]) -> bool:
