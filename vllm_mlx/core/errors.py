@@ -125,3 +125,8 @@ class ModelError(StartupError):
 
 class EngineStartError(StartupError):
     """The engine process ended or fell silent before it was ready."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; its class if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from vllm_mlx.core.errors import one_line
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.runner.decode_step import DecodeStep
 from vllm_mlx.runner.prefill_step import PrefillStep
 
 log = get_logger("runner")
+MAX_TOLD = 500
+"""Characters of a compiler's own words."""
 
 
 class CompiledSteps:
@@ -41,7 +44,7 @@ class CompiledSteps:
         try:
             return self.prefill.warm_one()
         except (RuntimeError, ValueError) as error:
-            log.warning(f"short prompts are computed one by one (slower): {_one_line(error)}")
+            log.warning(f"short prompts are computed one by one (slower): {one_line(error)[:MAX_TOLD]}")
             self.prefill.close()
             self.prefill = None
             return True
@@ -52,11 +55,7 @@ class CompiledSteps:
         try:
             return self.decode.warm_one(last_tokens)
         except (RuntimeError, ValueError) as error:
-            log.warning(f"decode steps are not compiled (slower): {_one_line(error)}")
+            log.warning(f"decode steps are not compiled (slower): {one_line(error)[:MAX_TOLD]}")
             self.decode.close()
             self.decode = None
             return False
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

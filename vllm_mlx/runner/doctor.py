@@ -13,6 +13,7 @@ import msgspec
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.errors import one_line
 from vllm_mlx.core.step import ProgressCallback
 from vllm_mlx.runner import blas, device
 from vllm_mlx.runner.kernel_choice import needed_variants
@@ -197,7 +198,7 @@ def _report(
     try:
         speed = measure(variant)
     except RuntimeError as error:  # such as too little memory: what is right is live all the same
-        return msgspec.structs.replace(live, note=" ".join(str(error).split()))
+        return msgspec.structs.replace(live, note=one_line(error))
     if speed is None:
         return live
     share = speed.bytes_per_s / copy_bytes_per_s

@@ -15,7 +15,7 @@ import msgspec
 from vllm_mlx import families
 from vllm_mlx.core.cachespec import CacheSpec, Layout
 from vllm_mlx.core.config import EXPANDED_DTYPES, Config
-from vllm_mlx.core.errors import ModelError
+from vllm_mlx.core.errors import ModelError, one_line
 from vllm_mlx.core.step import KernelStatus, MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
 from vllm_mlx.runner import blas
 
@@ -98,7 +98,7 @@ def _load(path: Path, config: Config, progress: ProgressCallback) -> _Loaded:
     try:
         model_layers = layers.inspect_layers(model, batched=family.batched_decode)
     except LIBRARY_ERRORS as error:
-        raise ModelError(f"{config.model}: the model does not run: {_one_line(error)}") from error
+        raise ModelError(f"{config.model}: the model does not run: {one_line(error)}") from error
     return _Loaded(model, model_layers, found, family, settings, notes)
 
 
@@ -122,7 +122,7 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
     try:
         known_by = fingerprint(path, model, model_layers)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{config.model}: the model's files cannot be read: {_one_line(error)}") from error
+        raise ModelError(f"{config.model}: the model's files cannot be read: {one_line(error)}") from error
     info = msgspec.structs.replace(info, kernels=statuses, fingerprint=known_by)
     runner = _build_runner(model, model_layers, info, family, config, kernels, wanted)
     runner.warm(progress)
@@ -206,7 +206,7 @@ def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, l
         if found.is_gpu:
             projections.keep_transposed(model)
     except LIBRARY_ERRORS as error:
-        raise ModelError(f"{config.model} cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{config.model} cannot be loaded: {one_line(error)}") from error
     return model, [blas.describe(), *notes] if not found.is_gpu else notes
 
 
@@ -312,7 +312,3 @@ def _num_pages(config: Config, spec: CacheSpec, context: int, budget: int) -> in
             f"no memory is left for the KV cache: one page takes {page_bytes >> 10} KiB (--cache-memory-mb)"
         )
     return pages
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

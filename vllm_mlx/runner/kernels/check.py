@@ -11,6 +11,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
+from vllm_mlx.core.errors import one_line
 from vllm_mlx.runner.kernels import reference
 from vllm_mlx.runner.kernels.decode import PagedAttention
 from vllm_mlx.runner.kernels.paging import PageKernels
@@ -40,7 +41,7 @@ def check_decode(variant: DecodeVariant, backend: str) -> Check:
     try:
         error = _decode_error(variant, backend)
     except (ValueError, RuntimeError) as failure:  # no layout, or the compiler's own words
-        return Check(name, " ".join(str(failure).split())[:500])
+        return Check(name, one_line(failure)[:500])
     if not error <= TOLERANCES[variant.dtype]:  # NaN is no number to be under
         return Check(name, f"differs from plain operations by {error:.1e} (relative)", error)
     return Check(name, None, error)
