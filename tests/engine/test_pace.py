@@ -13,8 +13,8 @@ def step(num_prefill: int, *, decodes: bool = False) -> Step:
     return Step(number=0, prefills=prefills, decodes=(DECODE,) if decodes else ())
 
 
-def pace(max_tokens: int = 2048) -> PrefillPace:
-    return PrefillPace(max_tokens, stall_s=0.2)
+def pace(max_tokens: int = 2048, *, min_tokens: int = 32) -> PrefillPace:
+    return PrefillPace(max_tokens, stall_s=0.2, min_tokens=min_tokens)
 
 
 def test_whole_budget_when_nothing_decodes() -> None:
@@ -88,3 +88,22 @@ def test_a_burst_of_prompts_may_hold_up_a_few_streams() -> None:
     assert p.budget(num_decoding=4, num_prefilling=8) == 400
     assert p.budget(num_decoding=1, num_prefilling=100) == 800
     assert p.budget(num_decoding=100, num_prefilling=1) == 200
+
+
+def test_chunks_end_on_pages_and_crumbs_go_with_what_is_before_them() -> None:
+    p = pace(min_tokens=32)
+    assert p.chunk(0, 500, 100, page_size=16, is_first=True) == 96
+    assert p.chunk(96, 220, 100, page_size=16, is_first=True) == 124
+    assert p.chunk(7, 500, 100, page_size=16, is_first=False) == 89
+    assert p.chunk(0, 100, 100, page_size=16, is_first=False) == 100
+    assert p.chunk(0, 101, 100, page_size=16, is_first=False) == 96
+
+
+def test_step_is_not_filled_up_with_crumbs() -> None:
+    p = pace(min_tokens=512)
+    assert p.chunk(0, 133, 100, page_size=16, is_first=False) == 0
+    assert p.chunk(0, 133, 133, page_size=16, is_first=False) == 133
+    assert p.chunk(0, 5000, 500, page_size=16, is_first=False) == 0
+    assert p.chunk(0, 5000, 600, page_size=16, is_first=False) == 592
+    assert p.chunk(0, 133, 100, page_size=16, is_first=True) == 133
+    assert p.chunk(0, 5000, 10, page_size=16, is_first=True) == 10

@@ -13,7 +13,7 @@ from vllm_mlx.api.context import Context
 from vllm_mlx.api.disconnect import while_connected
 from vllm_mlx.api.errors import DONE, guarded
 from vllm_mlx.api.limits import read_body
-from vllm_mlx.api.observe import RequestRecord, observed, record_of
+from vllm_mlx.api.observe import Meter, RequestRecord, observed, record_of
 from vllm_mlx.api.sse import EventResponse, frame
 from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.api.wire.sampling import GenerationBody
@@ -89,12 +89,16 @@ def _headers(events: EventStream) -> dict[str, str]:
 async def _frames(
     events: EventStream, record: RequestRecord, context: Context, encoder: Encoder
 ) -> AsyncGenerator[bytes, None]:
-    usage = Usage()
-    async for event in observed(events, record, context.metrics):
-        data = b"".join(map(frame, encoder.chunks(event)))
+    usage, meter = Usage(), Meter(record, context.metrics)
+    while burst := await events.burst():  # what came together is sent together
+        data = bytearray()
+        for event in burst:
+            meter.note(event)
+            for chunk in encoder.chunks(event):
+                data += frame(chunk)
+            if isinstance(event, Finish):
+                usage = added(usage, event.usage)
         if data:
-            yield data
-        if isinstance(event, Finish):
-            usage = added(usage, event.usage)
+            yield bytes(data)
     last = encoder.last_chunk(usage, cache_answer(events.explanations()))
     yield (frame(last) if last is not None else b"") + DONE

@@ -122,19 +122,35 @@ async def observed(
     events: AsyncIterator[Event], record: RequestRecord, metrics: Metrics
 ) -> AsyncGenerator[Event, None]:
     """The same events, with their times and counts noted."""
-    last: dict[int, float] = {}
+    meter = Meter(record, metrics)
     async for event in events:
-        if isinstance(event, TextDelta):
-            now = time.monotonic()
-            if event.choice in last:
-                metrics.inter_token.observe(now - last[event.choice])
-            elif record.first_token is None:
-                record.first_token = now
-                metrics.first_token.observe(now - record.started)
-            last[event.choice] = record.last_token = now
-        elif isinstance(event, Finish):
-            _note_finish(event, record, metrics)
+        meter.note(event)
         yield event
+
+
+class Meter:
+    """Notes the times and counts of one request's events."""
+
+    def __init__(self, record: RequestRecord, metrics: Metrics) -> None:
+        self._record = record
+        self._metrics = metrics
+        self._last: dict[int, float] = {}
+
+    def note(self, event: Event) -> None:
+        """Call it when the event is about to be sent."""
+        if isinstance(event, TextDelta):
+            self._note_delta(event.choice, time.monotonic())
+        elif isinstance(event, Finish):
+            _note_finish(event, self._record, self._metrics)
+
+    def _note_delta(self, choice: int, now: float) -> None:
+        record = self._record
+        if choice in self._last:
+            self._metrics.inter_token.observe(now - self._last[choice])
+        elif record.first_token is None:
+            record.first_token = now
+            self._metrics.first_token.observe(now - record.started)
+        self._last[choice] = record.last_token = now
 
 
 def _note_finish(event: Finish, record: RequestRecord, metrics: Metrics) -> None:

@@ -69,9 +69,16 @@ class EventStream:
         if not self._events:
             raise StopAsyncIteration
         event = self._events.popleft()
-        if not self._events and not self._is_ended:
-            self._changed.clear()
+        self._taken()
         return event
+
+    async def burst(self) -> list[Event]:
+        """All events that are there, at least one; none at the end. Raises what iterating raises."""
+        await self.ready()
+        events = list(self._events)
+        self._events.clear()
+        self._taken()
+        return events
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,10 +106,12 @@ class EventStream:
         a proper status, and one that asks with a timeout knows when to send a sign of life.
         """
         if not self._changed.is_set():
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-            except TimeoutError:
+            if timeout_s is None:
+                await self._changed.wait()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), timeout_s)
+            if not self._changed.is_set():
                 return False
         if not self._events and self._error is not None:
             raise self._error
@@ -130,6 +139,11 @@ class EventStream:
                 if decoder.is_finished:
                     return
         raise EngineFailure("The engine ended the request without a reason.")
+
+    def _taken(self) -> None:
+        """Events were taken: wait for more, unless there are some left or none will come."""
+        if not self._events and not self._is_ended:
+            self._changed.clear()
 
     def _on_pump_done(self, pump: asyncio.Task[None]) -> None:
         self._num_open -= 1

@@ -167,6 +167,8 @@ class RunnerInfo(msgspec.Struct, frozen=True):
     kernels: tuple[KernelStatus, ...] = ()
     """The kernels that this model needs on this GPU; none on a CPU."""
     memory: MemoryUse = MemoryUse()
+    min_chunk: int = 32
+    """Tokens of a prompt chunk below which its cost is that of the step, not of the tokens."""
 
 
 class Runner(Protocol):

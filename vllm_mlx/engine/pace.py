@@ -7,9 +7,6 @@ from collections import deque
 
 from vllm_mlx.core.step import Step
 
-MIN_CHUNK_TOKENS = 32
-"""Chunks get no smaller: below it the cost of a step is not its tokens."""
-
 MAX_STRETCH = 4.0
 """How much longer than the target a burst of new prompts may hold up a few running streams."""
 
@@ -21,11 +18,12 @@ class PrefillPace:
     """Sizes prefill chunks from what steps have cost.
 
     `max_tokens` is the most that a step may prefill, `stall_s` how long the prefill part of a step may take while
-    sequences decode.
+    sequences decode. The runner gains nothing from less than `min_tokens`.
     """
 
-    def __init__(self, max_tokens: int, *, stall_s: float) -> None:
+    def __init__(self, max_tokens: int, *, stall_s: float, min_tokens: int) -> None:
         self.max_tokens = max_tokens
+        self.min_tokens = min(min_tokens, max_tokens)
         self._stall_s = stall_s
         self._decode_s: deque[float] = deque(maxlen=_WINDOW)
         self._token_s: deque[float] = deque(maxlen=_WINDOW)
@@ -41,7 +39,22 @@ class PrefillPace:
         stall_s = self._stall_s * min(MAX_STRETCH, max(1.0, num_prefilling / num_decoding))
         token_s = statistics.median(self._token_s) if self._token_s else self._stall_s
         affordable = int(min(self.max_tokens, stall_s / token_s)) if token_s > 0 else self.max_tokens
-        return min(self.max_tokens, max(MIN_CHUNK_TOKENS, affordable))
+        return min(self.max_tokens, max(self.min_tokens, affordable))
+
+    def chunk(self, start: int, end: int, budget: int, *, page_size: int, is_first: bool) -> int:
+        """Tokens of a chunk of start .. end - 1 in what is left of a step's budget; 0 if none is worth it.
+
+        A chunk that does not reach the end goes up to a page boundary. The step's first chunk is never 0. Crumbs are
+        not worth a step of their own: the last of a prompt goes with what is before it, and a piece that would only
+        fill up the step is left for the next one.
+        """
+        limit = min(self.max_tokens, budget + self.min_tokens - 1) if is_first else budget
+        if end - start <= limit:
+            return end - start
+        to_boundary = (start + budget) // page_size * page_size - start
+        if to_boundary >= (1 if is_first else self.min_tokens):
+            return to_boundary
+        return budget if is_first else 0
 
     def observe(self, step: Step, elapsed_s: float) -> None:
         """Learn from a finished step: a prefill costs what its step took over a typical step without one."""
@@ -50,7 +63,7 @@ class PrefillPace:
                 self._decode_s.append(elapsed_s)
             return
         num_tokens = sum(len(row.token_ids) for row in step.prefills)
-        if num_tokens < MIN_CHUNK_TOKENS and self._token_s:
+        if num_tokens < self.min_tokens and self._token_s:
             return  # a short prompt's cost is mostly the step's own
         decode_s = statistics.median(self._decode_s) if step.decodes and self._decode_s else 0.0
         self._token_s.append(max(elapsed_s - decode_s, elapsed_s / 4) / num_tokens)

@@ -19,7 +19,7 @@ from vllm_mlx.core.messages import CacheFreed, CacheMatch, FinishReason, Output,
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.draft import Draft, Launched, Taken
-from vllm_mlx.engine.pace import MIN_CHUNK_TOKENS, PrefillPace
+from vllm_mlx.engine.pace import PrefillPace
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
 from vllm_mlx.kv.admission import checkpoint_rules
 from vllm_mlx.kv.disk import DiskCache
@@ -59,7 +59,9 @@ class Scheduler:
             rules=checkpoint_rules(info),
             disk=disk,
         )
-        self._pace = PrefillPace(config.prefill_step_size, stall_s=config.decode_stall_ms / 1000)
+        self._pace = PrefillPace(
+            config.prefill_step_size, stall_s=config.decode_stall_ms / 1000, min_tokens=info.min_chunk
+        )
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -264,17 +266,9 @@ class Scheduler:
 
     def _chunk_size(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
         """Tokens of the sequence's next chunk: up to its next stop, or up to a page boundary within the budget."""
-        start = sequence.num_computed
-        stop = self._kv.next_stop(sequence.request_id, start)
-        num_left = min(len(sequence.token_ids), stop or len(sequence.token_ids)) - start
-        # A last crumb is not worth a step of its own.
-        limit = min(self._pace.max_tokens, budget + MIN_CHUNK_TOKENS - 1) if is_first else budget
-        if num_left <= limit:
-            return num_left
-        to_boundary = (start + budget) // self._page_size * self._page_size - start
-        if to_boundary > 0:
-            return to_boundary
-        return budget if is_first else 0
+        start, end = sequence.num_computed, len(sequence.token_ids)
+        end = min(end, self._kv.next_stop(sequence.request_id, start) or end)
+        return self._pace.chunk(start, end, budget, page_size=self._page_size, is_first=is_first)
 
     def _admit(self, sequence: Sequence, draft: Draft) -> bool:
         """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there.

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 UNBOUNDED_CONTEXT = 131_072
 """Tokens allowed to a model that states no limit."""
+DEFAULT_MIN_CHUNK, MIN_CHUNKS = 32, {"cuda": 512}
+"""Tokens below which a chunk costs a device its launches, not its arithmetic: a data-centre GPU computes some hundred
+tokens while its host launches one pass over them."""
 INITIAL_CPU_PAGES = 64
 """Pools on a CPU start this small and double as pages are used; a GPU's are allocated whole."""
 LIBRARY_ERRORS = (
@@ -254,6 +257,7 @@ def _describe(
         batched_decode=all(layer.layout is not Layout.OWN for layer in spec.layers),
         notes=tuple(notes),
         checkpoint_bytes=checkpoint_bytes,
+        min_chunk=MIN_CHUNKS.get(found.backend, DEFAULT_MIN_CHUNK),
         memory=MemoryUse(active=mx.get_active_memory(), weights=sum(array.nbytes for array in weights)),
     )
 

@@ -90,6 +90,7 @@ class FakeRunner:
         checkpoint_bytes: int = 1 << 20,
         fingerprint: bytes = b"",
         step_s: float = 0.0,
+        min_chunk: int = 1,
     ) -> None:
         state = state or (None if num_pages else Layout.ROWS)
         layers = ((Layout.PAGES,) if num_pages else ()) + ((state,) if state else ())
@@ -107,6 +108,7 @@ class FakeRunner:
             dtype="none",
             fingerprint=fingerprint,
             checkpoint_bytes=checkpoint_bytes if state else 0,
+            min_chunk=min_chunk,
         )
         self._state = state
         self._checkpoints: dict[int, list[int]] = {}
