@@ -3,8 +3,9 @@
     python benchmarks/shared_prefix.py FOLDER [--prefix 8000] [--suffix 100] [--rows 64] [--max-tokens 16]
         [--output results.json] [-- --cache-memory-mb 20000 ...]
 
-The prefix is computed once; then one request with it is timed, and then many at once, each with a suffix of its own.
-What follows `--` are settings of the engine, spelled as for `vllm-mlx bench`. Needs MLX, mlx-lm, NumPy and msgspec.
+One request that computes the prefix is timed, then one that finds it, many at once that find it, and many at once that
+begin with another prefix, which one of them computes while the others wait for it. Each has a suffix of its own. What
+follows `--` are settings of the engine, spelled as for `vllm-mlx bench`. Needs MLX, mlx-lm, NumPy and msgspec.
 """
 
 from __future__ import annotations
@@ -44,37 +45,61 @@ async def first_token_s(engine: EngineClient, name: str, prompt: tuple[int, ...]
 
 
 async def measure(engine: EngineClient, given: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
-    """One request after the prefix is known, then all at once."""
-    draw = random.Random(given.seed)
+    """Two rounds, of which the first compiles what there is to compile and is not told."""
+    found: dict[str, Any] = {}
+    for number in range(2):
+        found = await measure_round(engine, given, vocab_size, name=f"round {number}")
+    return found
 
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(draw.randrange(3, vocab_size) for _ in range(count))
 
-    prefix = tokens(given.prefix)
-    cold_s, _ = await first_token_s(engine, "cold", (*prefix, *tokens(given.suffix)), given.max_tokens)
-    for round_ in range(2):  # the first round compiles what there is to compile
-        alone_s, _ = await first_token_s(engine, f"one {round_}", (*prefix, *tokens(given.suffix)), given.max_tokens)
-        prompts = [(*prefix, *tokens(given.suffix)) for _ in range(given.rows)]
-        runs = [
-            asyncio.create_task(first_token_s(engine, f"{round_}-{i}", prompt, given.max_tokens))
-            for i, prompt in enumerate(prompts)
-        ]
-        peak_pages = 0
-        while not all(run.done() for run in runs):
-            await asyncio.sleep(0.02)
-            peak_pages = max(peak_pages, engine.status().stats.pages_used)
-        found = [run.result() for run in runs]
-        await asyncio.sleep(STATS_S)
-    first = sorted(seconds for seconds, _ in found)
+async def measure_round(
+    engine: EngineClient, given: argparse.Namespace, vocab_size: int, *, name: str
+) -> dict[str, Any]:
+    """With one prefix: a request that computes it, one that finds it, and many; with another: many at once."""
+    draw = random.Random(f"{given.seed} {name}")
+
+    def prompts(prefix: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+        return [(*prefix, *(draw.randrange(3, vocab_size) for _ in range(given.suffix))) for _ in range(count)]
+
+    known, fresh = (tuple(draw.randrange(3, vocab_size) for _ in range(given.prefix)) for _ in range(2))
+    [cold], [alone] = prompts(known, 1), prompts(known, 1)
+    cold_s, _ = await first_token_s(engine, f"{name} cold", cold, given.max_tokens)
+    alone_s, _ = await first_token_s(engine, f"{name} alone", alone, given.max_tokens)
+    found = await measure_many(engine, prompts(known, given.rows), given.max_tokens, name=f"{name} found")
+    await engine.forget_cache()
+    fresh_found = await measure_many(engine, prompts(fresh, given.rows), given.max_tokens, name=f"{name} fresh")
     return {
-        "cold_s": cold_s,
-        "alone_s": alone_s,
-        "ttft_p50_s": first[len(first) // 2],
-        "ttft_p95_s": first[int(0.95 * (len(first) - 1))],
-        "least_cached": min(num_cached for _, num_cached in found),
-        "peak_pages": peak_pages,
-        "pages_of_prefix": given.prefix // 32,
-        "pages_of_all_suffixes": given.rows * -(-(given.suffix + given.max_tokens + given.prefix % 32) // 32),
+        "one, prefix computed: TTFT s": cold_s,
+        "one, prefix found: TTFT s": alone_s,
+        **{f"many, prefix found: {key}": value for key, value in found.items()},
+        **{f"many, prefix computed: {key}": value for key, value in fresh_found.items()},
+        "pages of the prefix": given.prefix // 32,
+        "pages of all suffixes": given.rows * -(-(given.suffix + given.max_tokens + given.prefix % 32) // 32),
+        "p95 of many / one, prefix found": found["TTFT p95 s"] / alone_s,
+        "p95 of many / one, prefix computed": fresh_found["TTFT p95 s"] / cold_s,
+    }
+
+
+async def measure_many(
+    engine: EngineClient, prompts: Sequence[tuple[int, ...]], max_tokens: int, *, name: str
+) -> dict[str, Any]:
+    """All at once."""
+    runs = [
+        asyncio.create_task(first_token_s(engine, f"{name} {i}", prompt, max_tokens))
+        for i, prompt in enumerate(prompts)
+    ]
+    peak_pages = 0
+    while not all(run.done() for run in runs):
+        await asyncio.sleep(0.02)
+        peak_pages = max(peak_pages, engine.status().stats.pages_used)
+    done = [run.result() for run in runs]
+    await asyncio.sleep(STATS_S)
+    first = sorted(seconds for seconds, _ in done)
+    return {
+        "TTFT p50 s": first[len(first) // 2],
+        "TTFT p95 s": first[int(0.95 * (len(first) - 1))],
+        "least found tokens": sorted(num_cached for _, num_cached in done)[1],
+        "peak pages": peak_pages,
     }
 
 
@@ -106,8 +131,7 @@ def main(argv: Sequence[str]) -> None:
     given.settings = list(settings)
     found = asyncio.run(run(given))
     for name, value in found.items():
-        print(f"{name:24} {value}")
-    print(f"{'p95 / alone':24} {found['ttft_p95_s'] / found['alone_s']:.2f}")
+        print(f"{name:40} {value:.4g}" if isinstance(value, float) else f"{name:40} {value}")
     if given.output is not None:
         given.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
