@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.shape import OutputShape
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text"):
@@ -36,12 +37,41 @@ class Message(msgspec.Struct, frozen=True):
     """Its end was marked by the client as one from which others will go on."""
 
 
+class Tool(msgspec.Struct, frozen=True):
+    """A tool that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of the arguments, an object; None: it takes none, or is freeform."""
+    is_strict: bool = False
+    """Whether arguments must match the schema whatever else holds."""
+    is_freeform: bool = False
+    """Whether it takes one plain text instead of named arguments."""
+    syntax: OutputShape | None = None
+    """What a freeform tool's text must look like."""
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """Whether tools are called, and which."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    names: tuple[str, ...] = ()
+    """Only these tools may be called; empty: all. A named function is 'required' with one name."""
+
+
 class ChatRequest(msgspec.Struct, frozen=True):
     """Continue a conversation."""
 
     request_id: str
     messages: tuple[Message, ...]
     sampling: SamplingParams
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    """Whether one answer may have several calls."""
+    output: OutputShape | None = None
+    """What the answer must look like; reasoning and tool calls are not part of it."""
     template_kwargs: dict[str, Any] = {}
     """Extra variables for the chat template."""
     timeout_s: float | None = None
