@@ -41,7 +41,7 @@ def warm_request(
 ) -> ChatRequest:
     """A request that computes a conversation: one token is the least that can be asked for."""
     sampling = SamplingParams(max_tokens=1, temperature=0.0)
-    return ChatRequest(request_id, messages, sampling, dict(template_kwargs), tenant=tenant)
+    return ChatRequest(request_id, messages, sampling, template_kwargs=dict(template_kwargs), tenant=tenant)
 
 
 def _conversation(prompt: Conversation, *, position: int) -> tuple[Message, ...]:
