@@ -57,13 +57,14 @@ def test_long_prompts_and_later_chunks_are_computed_alone(open_runner: Open, sha
     assert shapes == [(1, 96)]
 
 
+@pytest.mark.parametrize(("cuts", "together"), [((0, 0, 0, 0), [4]), ((0, 1, 2, 3), [4]), ((0, 0, 1, 2), [2, 2])])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss", "qwen3_moe", "phi3", "cohere2"])
 def test_suffixes_together_give_the_tokens_of_each_alone(
-    name: str, open_runner: Open, monkeypatch: pytest.MonkeyPatch
+    name: str, cuts: tuple[int, ...], together: list[int], open_runner: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefix, *ends = prompts(100, 7, 20, 1, 33)
+    prefix, *ends = prompts(150, 7, 20, 1, 33)
     first = submit("first", prefix)
-    others = [submit(str(i), [*prefix[: 100 - 3 * i], *end], seed=i) for i, end in enumerate(ends)]
+    others = [submit(str(i), [*prefix[: 140 - 32 * cuts[i]], *end], seed=i) for i, end in enumerate(ends)]
     expected = run(open_runner(name), [first, *others], config=Config(prefix_cache=False))
     sizes: list[int] = []
     compute = suffixes.logits
@@ -71,7 +72,7 @@ def test_suffixes_together_give_the_tokens_of_each_alone(
     runner = open_runner(name, kernels=PlainKernels(), max_num_seqs=8)
     found = run(runner, [first, *others], config=Config(max_num_seqs=8, prefill_step_size=512))
     assert_same(found, expected)
-    assert sizes == [4]
+    assert sizes == together
 
 
 def test_groups_of_suffixes_are_bounded() -> None:

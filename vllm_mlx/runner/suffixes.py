@@ -1,13 +1,16 @@
 """Chunks behind prefixes that are in pages already, several sequences in one forward pass on a GPU.
 
 When many requests go on from one long prefix, what each adds is short: computed one by one, a GPU waits for its host.
-Here they are put side by side and padded; the pages before them are read as a rectangle, and a mask hides what is not
-a row's own. That holds for models whose layers are all in pages that are not quantised.
+Here they are put side by side and padded; the pages before them are read as a rectangle. Rows behind equally many
+tokens need no more than the causal mask that attention knows by name, for padding comes last; elsewhere an array hides
+what is not a row's own. That holds for models whose layers are all in pages that are not quantised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import mlx.core as mx
@@ -32,7 +35,8 @@ class SuffixPlace:
 
     def __init__(self, rows: Sequence[PrefillRow]) -> None:
         starts = np.array([row.start for row in rows], np.int32)
-        size, num_pages = max(len(row.token_ids) for row in rows), -(-int(starts.max()) // PAGE_SIZE)
+        longest = int(starts.max())
+        size, num_pages = max(len(row.token_ids) for row in rows), -(-longest // PAGE_SIZE)
         table = np.zeros((len(rows), num_pages), np.int32)
         for i, row in enumerate(rows):
             own = row.page_ids[: -(-row.start // PAGE_SIZE)]
@@ -40,20 +44,26 @@ class SuffixPlace:
         self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size)
         self.offset = mx.array(starts)
         self.table = mx.array(table)
-        self._num_read = num_pages * PAGE_SIZE
+        self._is_even = longest == int(starts.min())
+        self.num_read = longest if self._is_even else num_pages * PAGE_SIZE
+        """Tokens before the chunks that are shown to attention; some are no row's own unless all rows have as many."""
         self._size = size
         self._masks: dict[int | None, mx.array] = {}
 
-    def mask(self, window: int | None) -> mx.array:
-        """Boolean [rows, 1, tokens, tokens of the pages and then of the chunk]."""
+    def mask(self, window: int | None, *, as_array: bool) -> mx.array | str:
+        """'causal', or a boolean [rows, 1, tokens, `num_read` and then the tokens of the chunk]."""
+        if window is not None and self.num_read + self._size <= window:
+            window = None
+        if self._is_even and window is None and not as_array:
+            return "causal"
         if window not in self._masks:
             starts, chunk = self.offset[:, None, None], mx.arange(self._size)
             queries = starts + chunk[None, :, None]
-            read = mx.arange(self._num_read)[None, None]
+            read = mx.arange(self.num_read)[None, None]
             keys = mx.concatenate(
-                [mx.broadcast_to(read, (starts.shape[0], 1, self._num_read)), starts + chunk[None, None]], axis=-1
+                [mx.broadcast_to(read, (starts.shape[0], 1, self.num_read)), starts + chunk[None, None]], axis=-1
             )
-            is_chunk = mx.arange(keys.shape[-1]) >= self._num_read
+            is_chunk = mx.arange(keys.shape[-1]) >= self.num_read
             seen = (keys <= queries) & (is_chunk | (keys < starts))
             self._masks[window] = (seen if window is None else seen & (keys > queries - window))[:, None]
         return self._masks[window]
@@ -71,29 +81,27 @@ class SuffixView:
         """Write [rows, heads, tokens, dim]; returns what the pages before hold, and the chunks behind it."""
         before = self._pool.read_rows(self._place.table)
         self._pool.write_slots(self._place.chunks.slots, keys, values)
+        num_read = self._place.num_read
         keys, values = (
-            mx.concatenate([old, new.astype(old.dtype)], axis=2)
+            mx.concatenate([old[:, :, :num_read], new.astype(old.dtype)], axis=2)
             for old, new in zip(before, (keys, values), strict=True)
         )
         return keys, values
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """Always an array: rows differ."""
-        return self._place.mask(narrower(self._pool.window, window_size))
+        """The mask of mlx-lm's caches: 'causal', or an array."""
+        return self._place.mask(narrower(self._pool.window, window_size), as_array=return_array)
 
 
 def groups(rows: Sequence[PrefillRow]) -> list[tuple[PrefillRow, ...]]:
-    """Chunks that are worth computing together, those with prefixes of like length; each group has several."""
-    ordered = sorted((row for row in rows if row.start and row.samples), key=lambda row: row.start)
-    found: list[tuple[PrefillRow, ...]] = []
-    while ordered:
-        count = 1
-        while count < min(MAX_TOGETHER, len(ordered)) and _fit(ordered[: count + 1]):
-            count += 1
-        if count > 1:
-            found.append(tuple(ordered[:count]))
-        ordered = ordered[count:]
-    return found
+    """Chunks that are worth computing together: those with prefixes of one length, then those of like length.
+
+    Each group has several.
+    """
+    ordered = sorted((row for row in rows if row.start and row.samples), key=attrgetter("start"))
+    parts = [part for _, even in groupby(ordered, attrgetter("start")) for part in _cut(list(even))]
+    rest = [part[0] for part in parts if len(part) == 1]
+    return [part for part in (*parts, *_cut(rest)) if len(part) > 1]
 
 
 def logits(
@@ -104,6 +112,18 @@ def logits(
     with wanted.at(place.chunks.lasts):
         views = layers.fold([SuffixView(pool, place) for pool in pages.pools])
         return wanted.of(model(place.chunks.token_ids, cache=views))[:, 0]
+
+
+def _cut(ordered: list[PrefillRow]) -> list[tuple[PrefillRow, ...]]:
+    """Rows in order, in parts that can be computed together."""
+    parts: list[tuple[PrefillRow, ...]] = []
+    while ordered:
+        count = 1
+        while count < min(MAX_TOGETHER, len(ordered)) and _fit(ordered[: count + 1]):
+            count += 1
+        parts.append(tuple(ordered[:count]))
+        ordered = ordered[count:]
+    return parts
 
 
 def _fit(rows: Sequence[PrefillRow]) -> bool:
