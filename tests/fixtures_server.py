@@ -68,6 +68,7 @@ async def running(folder: Path, config: Config, **runner: Any) -> AsyncIterator[
     try:
         yield parts
     finally:
+        await parts.app.state.batches.close()
         await parts.engine.stop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from starlette.exceptions import HTTPException
 from vllm_mlx import __version__
 from vllm_mlx.api import endpoints, errors, openapi
 from vllm_mlx.api.auth import Auth
+from vllm_mlx.api.batches import Batches
+from vllm_mlx.api.batches.background import BackgroundEngine
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
@@ -21,25 +24,50 @@ from vllm_mlx.chat.service import ChatService
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import EngineClient
 
+_OWN = ("config", "service", "engine", "lifecycle", "metrics")
+"""Parts of a context that the lines of batches have for themselves; the others are shared."""
+
 
 def create_app(config: Config, service: ChatService, engine: EngineClient) -> FastAPI:
-    """Join the parts. `app.state.lifecycle` drains the server; starting and stopping the engine is the caller's."""
+    """Join the parts. `app.state.lifecycle` drains the server; starting and stopping the engine is the caller's.
+
+    `app.state.batches` is to be resumed by the caller, and closed at the end.
+    """
+    context = _context(config, service, engine)
+    app = _assembled(context)
+    app.state.lifecycle = context.lifecycle
+    app.state.batches = Batches(_background(context), engine, config=config)
+    return app
+
+
+def _context(config: Config, service: ChatService, engine: EngineClient) -> Context:
     lifecycle = Lifecycle()
     metrics = Metrics(engine, model=config.model_name, lifecycle=lifecycle)
-    context = Context(config, service, engine, lifecycle, metrics)
+    return Context(config, service, engine, lifecycle, metrics)
+
+
+def _background(context: Context) -> FastAPI:
+    """The same endpoints for the lines of batches: behind everybody else, without key and time limit, not counted."""
+    config = dataclasses.replace(context.config, api_key=None, timeout=0)
+    engine = BackgroundEngine(context.engine)
+    own = _context(config, context.service.over(engine, config=config), engine)
+    return _assembled(dataclasses.replace(context, **{name: getattr(own, name) for name in _OWN}))
+
+
+def _assembled(context: Context) -> FastAPI:
+    """Routes and middleware over the parts."""
     app = FastAPI(
         title="vllm-mlx",
         version=__version__,
         description="Inference on Apple's MLX, in OpenAI's dialect.",
         redirect_slashes=False,
     )
-    app.state.lifecycle = lifecycle
     for router in _routers(context):
         app.include_router(router)
     # The last one added is the outermost.
-    app.add_middleware(Auth, api_key=config.api_key)
+    app.add_middleware(Auth, api_key=context.config.api_key)
     app.add_middleware(errors.Guard)
-    app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle)
+    app.add_middleware(Observe, metrics=context.metrics, lifecycle=context.lifecycle)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     openapi.install(app)

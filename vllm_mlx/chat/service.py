@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -41,6 +42,12 @@ class ChatService:
         self._encoder = PromptEncoder(tokenizer, config=config)
         self._seen = SeenPrompts()
         self._explainer = Explainer(tokenizer, is_enabled=config.prefix_cache)
+
+    def over(self, engine: EngineClient, *, config: Config) -> ChatService:
+        """The same model through another client and other settings; what was seen of prompts is shared."""
+        other = copy.copy(self)
+        other._engine, other._config = engine, config
+        return other
 
     @property
     def sampling_defaults(self) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from vllm_mlx.api.app import create_app
+from vllm_mlx.api.batches import Batches
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.chat.tokenizer import Tokenizer
@@ -52,12 +53,14 @@ async def _serve(
     service = ChatService(engine, Tokenizer.load(files.path, trust_remote_code=config.trust_remote_code), config=config)
     app = create_app(config, service, engine)
     lifecycle: Lifecycle = app.state.lifecycle
+    batches: Batches = app.state.batches
     server = _http_server(app)
     with StopSignals() as signals:
         http = asyncio.create_task(server.serve(sockets=[listener]))
         warmer = Warmer(service, prompts, lifecycle=lifecycle, progress=display)
         life = asyncio.create_task(_live(engine, config, warmer=warmer, url=url_of(listener), display=display))
         asked = asyncio.create_task(signals.first.wait())
+        batches.runner.resume()
         try:
             await asyncio.wait({http, life, asked}, return_when=asyncio.FIRST_COMPLETED)
             if life.done():
@@ -65,10 +68,12 @@ async def _serve(
             if http.done():
                 _log.error("the HTTP server ended")
                 return 1
+            await batches.runner.stop()
             await _drain(lifecycle, signals, config)
             return 0
         finally:
             display.close()
+            await batches.close()
             await _take_down(engine, server, life=life, http=http, asked=asked)
 
 

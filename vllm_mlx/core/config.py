@@ -82,6 +82,12 @@ class Config:
     """After SIGTERM, how long running requests may take to finish."""
     max_body_mb: int = setting(32, group="server", metavar="MIB")
     """Largest request body."""
+    files_dir: str | None = setting(None, group="server", metavar="DIR")
+    """Where uploaded files, batches and their results are kept; the folder `files` in --cache-dir if not given."""
+    files_max_mb: int = setting(200, group="server", metavar="MIB")
+    """Largest uploaded file."""
+    batch_concurrency: int = setting(8, group="server", metavar="N")
+    """Most lines of a batch computed at the same time; they begin only when no other request waits."""
     keepalive_interval: float = setting(5.0, group="server", metavar="SECONDS")
     """A silent stream gets a comment line this often, so that proxies do not close it."""
     stream_interval: int = setting(1, group="server", metavar="TOKENS")
@@ -166,6 +172,9 @@ class Config:
         _require(self.decode_stall_ms > 0, "--decode-stall-ms must be greater than 0")
         _require(self.stream_interval >= 1, "--stream-interval must be at least 1")
         _require(self.max_body_mb >= 1, "--max-body-mb must be at least 1")
+        _require(self.files_dir != "", "--files-dir must not be empty; leave it out to use the cache folder")
+        _require(self.files_max_mb >= 1, "--files-max-mb must be at least 1")
+        _require(self.batch_concurrency >= 1, "--batch-concurrency must be at least 1")
         _require(self.keepalive_interval > 0, "--keepalive-interval must be greater than 0")
         _require(self.timeout >= 0, "--timeout must not be negative (0 is no limit)")
         _require(self.drain_timeout >= 0, "--drain-timeout must not be negative")
@@ -250,6 +259,11 @@ class Config:
     def cache_path(self) -> Path:
         """Folder of converted models."""
         return Path(self.cache_dir).expanduser() if self.cache_dir else Path.home() / ".cache" / "vllm-mlx"
+
+    @property
+    def files_path(self) -> Path:
+        """Folder of uploaded files and batches."""
+        return Path(self.files_dir).expanduser() if self.files_dir else self.cache_path / "files"
 
 
 def flag(field_name: str) -> str:
