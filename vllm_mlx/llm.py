@@ -17,6 +17,7 @@ from pydantic import Field
 from vllm_mlx.api.wire.base import WireModel
 from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.api.wire.messages import WireMessage, to_message
+from vllm_mlx.api.wire.tools import WireTools, to_tools
 from vllm_mlx.chat.collect import Collected, collect
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.chat.stream import EventStream
@@ -24,10 +25,10 @@ from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.cli.compose import open_engine
 from vllm_mlx.cli.display import Display
 from vllm_mlx.cli.settings import did_you_mean, make_config, settings
-from vllm_mlx.core.chat import ChatRequest, CompletionRequest
+from vllm_mlx.core.chat import ChatRequest, CompletionRequest, ToolCall
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError, InvalidRequest
-from vllm_mlx.core.events import Finish, TextDelta, TokenInfo, Usage
+from vllm_mlx.core.events import Finish, ReasoningDelta, TextDelta, TokenInfo, ToolCallDelta, Usage
 from vllm_mlx.core.messages import EngineClient, FinishReason
 from vllm_mlx.core.sampling import SamplingParams, merge
 from vllm_mlx.core.step import ProgressCallback, RunnerInfo
@@ -37,6 +38,8 @@ Prompt = str | Sequence[int]
 """Text, or token ids."""
 Messages = Sequence[Mapping[str, Any]]
 """A conversation, as objects of the OpenAI API: `{"role": "user", "content": "Hello"}`."""
+Tools = Sequence[Mapping[str, Any]]
+"""Tools, as objects of the OpenAI API: `{"type": "function", "function": {"name": ...}}`."""
 Sampling = SamplingParams | Sequence[SamplingParams] | None
 """One for all prompts, one each, or None for the model's own defaults."""
 _Result = TypeVar("_Result")
@@ -53,6 +56,9 @@ class CompletionOutput(msgspec.Struct, frozen=True):
     """The one of `SamplingParams.stop` that ended it."""
     tokens: tuple[TokenInfo, ...] = ()
     """With log-probabilities; empty unless `SamplingParams.logprobs` is set."""
+    reasoning: str = ""
+    """What the model thought before it answered; not part of `text`."""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class RequestOutput(msgspec.Struct, frozen=True):
@@ -77,6 +83,10 @@ class Chunk(msgspec.Struct, frozen=True):
     tokens: tuple[TokenInfo, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    """More of what the model thinks before it answers."""
+    tool_call: ToolCallDelta | None = None
+    """More of a call."""
 
 
 class LLM:
@@ -128,12 +138,13 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling: Sampling = None,
         *,
+        tools: Tools = (),
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several in one batch; always a list, in order. Raises as `generate` does."""
         given = [messages] if _is_conversation(messages) else list(messages)
         each = self._sampling(sampling, len(given))
-        requests = [_chat(one, how, chat_template_kwargs) for one, how in zip(given, each, strict=True)]
+        requests = [_chat(one, how, tools, chat_template_kwargs) for one, how in zip(given, each, strict=True)]
         return self._run(given, requests)
 
     def stream(
@@ -141,12 +152,13 @@ class LLM:
         prompt: Prompt | Messages,
         sampling: SamplingParams | None = None,
         *,
+        tools: Tools = (),
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Iterator[Chunk]:
         """Continue a text or a conversation piece by piece. Closing the iterator stops the work on it."""
         [how] = self._sampling(sampling, 1)
         given: Any = prompt
-        request = _completion(given, how) if _is_prompt(given) else _chat(given, how, chat_template_kwargs)
+        request = _completion(given, how) if _is_prompt(given) else _chat(given, how, tools, chat_template_kwargs)
         events = self._call(_start(self._service, request))
         try:
             while (chunk := self._call(_next_chunk(events))) is not None:
@@ -241,6 +253,8 @@ class _Conversation(WireModel):
 
     messages: Annotated[list[WireMessage], Field(min_length=1)]
     """Messages in order."""
+    tools: WireTools
+    """Functions that the model may call."""
 
 
 async def _start(service: ChatService, request: _Request) -> EventStream:
@@ -253,6 +267,10 @@ async def _next_chunk(events: EventStream) -> Chunk | None:
         match event:
             case TextDelta():
                 return Chunk(event.text, event.choice, event.tokens)
+            case ReasoningDelta():
+                return Chunk("", event.choice, event.tokens, reasoning=event.text)
+            case ToolCallDelta():
+                return Chunk("", event.choice, tool_call=event)
             case Finish():
                 return Chunk("", event.choice, finish_reason=event.reason, usage=event.usage)
     return None
@@ -288,19 +306,30 @@ def _completion(prompt: Prompt, sampling: SamplingParams) -> CompletionRequest:
     return CompletionRequest(request_id=uuid.uuid4().hex, prompts=(one,), sampling=sampling)
 
 
-def _chat(messages: Any, sampling: SamplingParams, template_kwargs: Mapping[str, Any] | None) -> ChatRequest:
-    body = decode(json.dumps({"messages": list(messages)}).encode(), _Conversation)
+def _chat(
+    messages: Any, sampling: SamplingParams, tools: Tools, template_kwargs: Mapping[str, Any] | None
+) -> ChatRequest:
+    body = decode(json.dumps({"messages": list(messages), "tools": list(tools)}).encode(), _Conversation)
     return ChatRequest(
         request_id=uuid.uuid4().hex,
         messages=tuple(to_message(wire, position=i) for i, wire in enumerate(body.messages)),
         sampling=sampling,
+        tools=to_tools(body.tools),
         template_kwargs=dict(template_kwargs or {}),
     )
 
 
 def _output(prompt: Any, answer: Collected) -> RequestOutput:
     outputs = tuple(
-        CompletionOutput(index, choice.text, choice.reason, choice.stop_string, choice.tokens)
+        CompletionOutput(
+            index,
+            choice.text,
+            choice.reason,
+            choice.stop_string,
+            choice.tokens,
+            choice.reasoning,
+            choice.tool_calls,
+        )
         for index, choice in enumerate(answer.choices)
     )
     return RequestOutput(prompt, outputs, answer.usage)

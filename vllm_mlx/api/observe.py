@@ -17,7 +17,7 @@ from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
 from vllm_mlx.core import log
 from vllm_mlx.core.errors import RequestError
-from vllm_mlx.core.events import Event, Finish, TextDelta
+from vllm_mlx.core.events import Event, Finish
 
 _log = log.get_logger("request")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
@@ -138,10 +138,10 @@ class Meter:
 
     def note(self, event: Event) -> None:
         """Call it when the event is about to be sent."""
-        if isinstance(event, TextDelta):
-            self._note_delta(event.choice, time.monotonic())
-        elif isinstance(event, Finish):
+        if isinstance(event, Finish):
             _note_finish(event, self._record, self._metrics)
+        else:
+            self._note_delta(event.choice, time.monotonic())
 
     def _note_delta(self, choice: int, now: float) -> None:
         record = self._record

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 
 import msgspec
 
-from vllm_mlx.core.events import Event, Finish, TextDelta, TokenInfo, Usage
+from vllm_mlx.core.chat import ToolCall
+from vllm_mlx.core.events import Event, Finish, ReasoningDelta, TextDelta, TokenInfo, ToolCallDelta, Usage
 from vllm_mlx.core.messages import FinishReason
 
 
@@ -19,7 +20,11 @@ class CollectedChoice(msgspec.Struct, frozen=True):
     usage: Usage
     stop_string: str | None = None
     tokens: tuple[TokenInfo, ...] = ()
-    """Filled only if log-probabilities were asked for."""
+    """Filled only if log-probabilities were asked for; those of reasoning and tool calls too."""
+    reasoning: str = ""
+    """What the model thought before it answered."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """In the order in which it made them."""
 
 
 class Collected(msgspec.Struct, frozen=True):
@@ -42,21 +47,38 @@ class Collected(msgspec.Struct, frozen=True):
 
 async def collect(events: AsyncIterable[Event]) -> Collected:
     """Read all events; raises what they raise."""
-    deltas: defaultdict[int, list[TextDelta]] = defaultdict(list)
+    deltas: defaultdict[int, list[Event]] = defaultdict(list)
     finishes: dict[int, Finish] = {}
     async for event in events:
         if isinstance(event, Finish):
             finishes[event.choice] = event
-        elif isinstance(event, TextDelta):
+        else:
             deltas[event.choice].append(event)
     return Collected(tuple(_fold(deltas[choice], finishes[choice]) for choice in sorted(finishes)))
 
 
-def _fold(deltas: list[TextDelta], finish: Finish) -> CollectedChoice:
+def _fold(deltas: list[Event], finish: Finish) -> CollectedChoice:
     return CollectedChoice(
-        text="".join(delta.text for delta in deltas),
+        text="".join(delta.text for delta in deltas if isinstance(delta, TextDelta)),
         reason=finish.reason,
         usage=finish.usage,
         stop_string=finish.stop_string,
-        tokens=tuple(info for delta in deltas for info in delta.tokens),
+        tokens=tuple(
+            info for delta in deltas if isinstance(delta, TextDelta | ReasoningDelta) for info in delta.tokens
+        ),
+        reasoning="".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta)),
+        tool_calls=folded_calls(deltas),
+    )
+
+
+def folded_calls(events: Iterable[Event]) -> tuple[ToolCall, ...]:
+    """The whole tool calls of one choice."""
+    heads: dict[int, ToolCallDelta] = {}
+    arguments: defaultdict[int, list[str]] = defaultdict(list)
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            heads.setdefault(event.index, event)
+            arguments[event.index].append(event.arguments)
+    return tuple(
+        ToolCall(head.id or "", head.name or "", "".join(arguments[index])) for index, head in sorted(heads.items())
     )

@@ -9,12 +9,13 @@ import msgspec
 
 from vllm_mlx.chat.breakpoints import breakpoints
 from vllm_mlx.chat.limits import check_text
+from vllm_mlx.chat.plain_tools import tool_variables
 from vllm_mlx.chat.render import ChatTemplate
 from vllm_mlx.chat.seen import Outline, part_key
 from vllm_mlx.chat.tokenizer import Tokenizer
-from vllm_mlx.chat.volatile import stable_messages
+from vllm_mlx.chat.volatile import num_common, stable_messages
 from vllm_mlx.core.cachespec import Layout
-from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Message
+from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Message, Tool
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.prompt import Prompt, prompt_salt
@@ -26,6 +27,10 @@ class Encoded(msgspec.Struct, frozen=True):
 
     prompt: Prompt
     outline: Outline
+    text: str = ""
+    """What was encoded; empty where token ids were given."""
+    tail: str = ""
+    """Of a conversation: what the template wrote behind the last message; it may open reasoning."""
     echo: str = ""
     """The text that its choices begin with."""
     breakpoints: tuple[int, ...] = ()
@@ -42,8 +47,18 @@ class PromptEncoder:
         source = tokenizer.chat_template
         self._template = ChatTemplate(source, special_tokens=tokenizer.special_tokens) if source is not None else None
 
-    def chat(self, request: ChatRequest, info: RunnerInfo, *, add_generation_prompt: bool = True) -> Encoded:
+    @property
+    def renders_tools(self) -> bool:
+        """Whether the template shows the model what tools there are."""
+        return self._template is not None and self._template.renders_tools
+
+    def chat(
+        self, request: ChatRequest, info: RunnerInfo, *, add_generation_prompt: bool = True, wants_tail: bool = False
+    ) -> Encoded:
         """Render and encode a conversation; the template writes the special tokens itself.
+
+        `add_generation_prompt`: False leaves out the beginning of an answer whatever the request says.
+        `wants_tail`: find out `Encoded.tail`, at the cost of one more rendering.
 
         Raises:
             InvalidRequest: there is no template, or it refuses the messages, or they are too long.
@@ -55,8 +70,14 @@ class PromptEncoder:
             )
         kwargs = {**(self._config.default_chat_template_kwargs or {}), **request.template_kwargs}
         messages = stable_messages(request.messages) if self._config.stable_prompts else request.messages
-        render = functools.partial(self._template.render, template_kwargs=kwargs)
-        text = render(messages, add_generation_prompt=add_generation_prompt)
+        tools = shown_tools(request)
+        render = functools.partial(self._template.render, template_kwargs=kwargs, tools=tools)
+        if request.continue_final_message and add_generation_prompt:
+            text, tail = _open_ended(messages, render(messages, add_generation_prompt=False))
+        else:
+            wants_beginning = add_generation_prompt and request.add_generation_prompt
+            text = render(messages, add_generation_prompt=wants_beginning)
+            tail = _tail(text, render(messages, add_generation_prompt=False)) if wants_beginning and wants_tail else ""
         check_text(text, self._tokenizer, max_model_len=info.max_model_len, param="messages")
         encode = functools.partial(self._tokenizer.encode, add_special_tokens=False)
         token_ids = encode(text)
@@ -65,7 +86,7 @@ class PromptEncoder:
             without_prompt = functools.partial(render, add_generation_prompt=False)
             found = breakpoints(messages, text, token_ids, render=without_prompt, encode=encode)
         salt = prompt_salt(tenant=request.tenant)
-        return Encoded(Prompt(token_ids, salt), _outline(messages, salt), breakpoints=found)
+        return Encoded(Prompt(token_ids, salt), _outline(messages, tools, salt), text, tail, breakpoints=found)
 
     def completion(self, request: CompletionRequest, info: RunnerInfo) -> list[Encoded]:
         """Encode raw texts; token ids are taken as they are. Raises InvalidRequest for texts that are too long."""
@@ -76,14 +97,40 @@ class PromptEncoder:
                 token_ids, text = self._tokenizer.encode(prompt, add_special_tokens=True), prompt
             else:
                 token_ids, text = prompt, self._tokenizer.decode(prompt) if request.echo else ""
-            encoded.append(Encoded(Prompt(token_ids, salt), Outline(salt), text if request.echo else ""))
+            encoded.append(Encoded(Prompt(token_ids, salt), Outline(salt), text, echo=text if request.echo else ""))
         return encoded
 
 
-def _outline(messages: Sequence[Message], salt: bytes) -> Outline:
+def shown_tools(request: ChatRequest) -> tuple[Tool, ...]:
+    """The tools that the model is told of: none if none may be called, else those that may be."""
+    choice = request.tool_choice
+    if choice.mode == "none":
+        return ()
+    return tuple(tool for tool in request.tools if not choice.names or tool.name in choice.names)
+
+
+def _open_ended(messages: Sequence[Message], text: str) -> tuple[str, str]:
+    """A prompt that ends where the last message's text does, and that text."""
+    last = _text(messages[-1]).rstrip()
+    end = text.rfind(last) + len(last)
+    if messages[-1].role != "assistant" or not last or end < len(last):
+        raise InvalidRequest(
+            "continue_final_message needs a last message of the assistant that has text, and a template that shows it.",
+            param="continue_final_message",
+        )
+    return text[:end], last
+
+
+def _tail(text: str, without: str) -> str:
+    """What is behind the last message: the beginning of an answer."""
+    return text.removeprefix(without) if text.startswith(without) else text[num_common(text, without) :]
+
+
+def _outline(messages: Sequence[Message], tools: Sequence[Tool], salt: bytes) -> Outline:
     system = "\n".join(_text(message) for message in messages if message.role == "system")
     opening = next((_text(message) for message in messages if message.role != "system"), "")
-    return Outline(salt, system=part_key(system), opening=part_key(opening))
+    shown = msgspec.json.encode(tool_variables(tools)).decode() if tools else ""
+    return Outline(salt, tools=part_key(shown), system=part_key(system), opening=part_key(opening))
 
 
 def _text(message: Message) -> str:

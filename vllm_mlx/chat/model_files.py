@@ -39,6 +39,8 @@ class TextFacts(msgspec.Struct, frozen=True, kw_only=True):
     generation_defaults: dict[str, Any]
     """Fields of `SamplingParams` that the model recommends."""
     max_length: int | None
+    model_type: str
+    """Of config.json; empty if it does not say."""
     chat_template: str | None
 
 
@@ -62,6 +64,7 @@ def read(folder: Path) -> TextFacts:
         ),
         generation_defaults=_generation_defaults(folder / "generation_config.json", generation),
         max_length=_max_length(tokenizer, config),
+        model_type=str(config.get("model_type") or ""),
         chat_template=_chat_template(folder, tokenizer.get("chat_template")),
     )
 

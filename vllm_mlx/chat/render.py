@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 
 from vllm_mlx.chat.environment import RaisedByTemplate, make_environment
-from vllm_mlx.core.chat import Message, ToolCall
+from vllm_mlx.chat.plain_tools import tool_variables, with_tools_as_text
+from vllm_mlx.core.chat import Message, Tool, ToolCall
 from vllm_mlx.core.errors import InvalidRequest, ModelError
 
 _RESERVED = frozenset(
@@ -31,7 +32,10 @@ class ChatTemplate:
         """
         environment = make_environment()
         try:
-            self._wants_parts = _wants_parts(environment.parse(source))
+            parsed = environment.parse(source)
+            self._wants_parts = _wants_parts(parsed)
+            self.renders_tools = "tools" in meta.find_undeclared_variables(parsed)
+            """Whether it shows the model what tools there are."""
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"The model's chat template is invalid, line {error.lineno}: {error.message}.") from error
@@ -43,8 +47,11 @@ class ChatTemplate:
         template_kwargs: Mapping[str, Any],
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Tool] = (),
     ) -> str:
         """The conversation as text, special tokens written out: encode it without adding them again.
+
+        A template that knows no tools gets them, and what was done with them, as text.
 
         Raises:
             InvalidRequest: the template refuses the conversation, or `template_kwargs` has a reserved name.
@@ -53,9 +60,11 @@ class ChatTemplate:
         if reserved:
             message = f"chat_template_kwargs cannot set {reserved[0]!r}: the server fills it in."
             raise InvalidRequest(message, param="chat_template_kwargs")
+        if not self.renders_tools:
+            messages = with_tools_as_text(messages, tools)
         variables = {
             **self._special_tokens,
-            "tools": None,
+            "tools": (tool_variables(tools) or None) if self.renders_tools else None,
             "documents": None,
             **template_kwargs,
             "messages": [self._variables_of(message) for message in messages],

@@ -8,10 +8,17 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vllm_mlx.chat.choice import ChoiceDecoder
-from vllm_mlx.chat.encode import Encoded, PromptEncoder
+import msgspec
+
+from vllm_mlx.chat.choice import ChoiceDecoder, Reading
+from vllm_mlx.chat.encode import Encoded, PromptEncoder, shown_tools
+from vllm_mlx.chat.enforce import enforced
 from vllm_mlx.chat.explain import Explainer, Explanation
 from vllm_mlx.chat.limits import check_sampling, check_token_ids, choice_seeds, max_output_tokens
+from vllm_mlx.chat.output_formats import OutputFormats, output_formats
+from vllm_mlx.chat.parse import OutputParser
+from vllm_mlx.chat.payloads.tools import ToolSet
+from vllm_mlx.chat.plain_tools import parameters_of
 from vllm_mlx.chat.seen import Nearest, SeenPrompts
 from vllm_mlx.chat.stream import EventStream, Explain
 from vllm_mlx.chat.tokenizer import Tokenizer
@@ -34,12 +41,16 @@ class ChatService:
     """Answers requests with one engine. Every method runs on the event loop that runs the engine client."""
 
     def __init__(self, engine: EngineClient, tokenizer: Tokenizer, *, config: Config) -> None:
-        """Raises ModelError if the model's chat template is not valid."""
+        """Raises ModelError if the model's chat template is not valid, ConfigError if a parser is not known."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._config = config
         self._last_info: RunnerInfo | None = None
         self._encoder = PromptEncoder(tokenizer, config=config)
+        self.formats: OutputFormats = output_formats(
+            tokenizer, config=config, renders_tools=self._encoder.renders_tools
+        )
+        """How the model's output is read."""
         self._seen = SeenPrompts()
         self._explainer = Explainer(tokenizer, is_enabled=config.prefix_cache)
 
@@ -73,6 +84,7 @@ class ChatService:
             EngineFailure: there is no engine.
         """
         info = self._info()
+        request = msgspec.structs.replace(request, sampling=enforced(request, self.formats))
         encoded = await self._encode_chat(request, info)
         return self._start(request, [encoded], info, param="messages")
 
@@ -107,8 +119,13 @@ class ChatService:
     async def _encode_chat(
         self, request: ChatRequest, info: RunnerInfo, *, add_generation_prompt: bool = True
     ) -> Encoded:
-        encode = functools.partial(self._encoder.chat, add_generation_prompt=add_generation_prompt)
-        return await _run(encode, request, info, size=sum(_size(message) for message in request.messages))
+        encode = functools.partial(
+            self._encoder.chat,
+            add_generation_prompt=add_generation_prompt,
+            wants_tail=self.formats.reasoning is not None,
+        )
+        size = sum(_size(message) for message in request.messages)
+        return await _run(encode, request, info, size=size + len(msgspec.json.encode(request.tools)))
 
     def _info(self) -> RunnerInfo:
         """Facts about the model, also while its engine is being restarted: generation waits for it by itself."""
@@ -146,10 +163,11 @@ class ChatService:
                     f"{request.request_id}-{choice}",
                     one.prompt,
                     engine_sampling.replace(seed=seed),
+                    priority=request.priority,
                     pinned=pinned,
                     breakpoints=one.breakpoints,
                 )
-                choices.append((submit, self._decoder(one, sampling, choice=choice, is_first=index == 0)))
+                choices.append((submit, self._decoder(request, one, choice=choice, is_first=index == 0)))
         return EventStream(
             self._engine,
             choices,
@@ -180,16 +198,35 @@ class ChatService:
 
         return explain
 
-    def _decoder(self, one: Encoded, sampling: SamplingParams, *, choice: int, is_first: bool) -> ChoiceDecoder:
+    def _decoder(
+        self, request: ChatRequest | CompletionRequest, one: Encoded, *, choice: int, is_first: bool
+    ) -> ChoiceDecoder:
         return ChoiceDecoder(
             self._tokenizer,
             choice=choice,
             prompt_ids=one.prompt.token_ids,
-            sampling=sampling,
+            sampling=request.sampling,
             stream_interval=self._config.stream_interval,
             echo=one.echo,
             counts_prompt=is_first,
+            reading=self._reading(request, one, choice=choice) if isinstance(request, ChatRequest) else None,
         )
+
+    def _reading(self, request: ChatRequest, one: Encoded, *, choice: int) -> Reading | None:
+        """How a choice's text is read; None if all of it is the answer."""
+        tools = shown_tools(request)
+        formats = self.formats
+        if formats.reasoning is None and (formats.tools is None or not tools):
+            return None
+        parser = OutputParser(
+            choice=choice,
+            tools=ToolSet({tool.name: parameters_of(tool) for tool in tools}) if tools else None,
+            tool_format=formats.tools,
+            reasoning=formats.reasoning,
+            prompt_tail=one.tail,
+            salt=request.request_id,
+        )
+        return Reading(parser, formats, max_calls=None if request.parallel_tool_calls else 1)
 
     def _engine_sampling(
         self, sampling: SamplingParams, token_ids: Sequence[int], info: RunnerInfo, *, param: str

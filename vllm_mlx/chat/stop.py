@@ -16,6 +16,11 @@ class StopMatcher:
         self.matched: str | None = None
         """The stop string that was found; nothing comes through after it."""
 
+    @property
+    def num_held(self) -> int:
+        """Characters that may still become a stop string."""
+        return len(self._held)
+
     def add(self, text: str) -> str:
         """The text that cannot be the beginning of a stop string any more."""
         if not self._patterns:

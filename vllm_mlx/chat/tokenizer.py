@@ -122,6 +122,11 @@ class Tokenizer:
         return self._facts.chat_template
 
     @property
+    def model_type(self) -> str:
+        """The model's type according to its configuration; empty if it has none."""
+        return self._facts.model_type
+
+    @property
     def generation_defaults(self) -> Mapping[str, Any]:
         """Fields of `SamplingParams` that the model recommends."""
         return self._facts.generation_defaults

@@ -40,6 +40,7 @@ NO_LONGER_NEEDED = (
     OldFlag("--prefix-trie-cache-memory-mb", True, _PAGES),
     OldFlag("--kv-cache-quantization-group-size", True, "groups have 64 elements, or what divides a head"),
     OldFlag("--kv-cache-min-quantize-tokens", True, "--kv-cache-dtype quantises from the first token on"),
+    OldFlag("--enable-auto-tool-choice", False, "tool calls are read wherever a request has tools"),
     OldFlag("--enable-metrics", False, _METRICS),
     OldFlag("--metrics", False, _METRICS),
 )
@@ -70,9 +71,6 @@ NOT_SUPPORTED_YET = (
     OldFlag("--max-tts-input-chars", True, "speech output"),
     OldFlag("--mcp-config", True, "tool servers (MCP)"),
     OldFlag("--rate-limit", True, "rate limits"),
-    OldFlag("--enable-auto-tool-choice", False, "tool calls"),
-    OldFlag("--tool-call-parser", True, "tool calls"),
-    OldFlag("--reasoning-parser", True, "separate reasoning text"),
     OldFlag("--default-thinking-token-budget", True, "a limit on reasoning tokens"),
     OldFlag("--embedding-model", True, "embeddings"),
     OldFlag("--embedding-max-length", True, "embeddings"),

@@ -79,6 +79,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
     """Who shares remembered prefixes with whom; see `core.prompt.tenant_key`."""
     wants_cache_report: bool = False
     """Find out why prompt tokens had to be computed."""
+    priority: int = 0
+    """Higher goes first; see `core.messages.Submit`."""
+    add_generation_prompt: bool = True
+    """Whether the prompt ends with the beginning of an answer."""
+    continue_final_message: bool = False
+    """Whether the answer goes on with the last message instead; then no beginning of an answer is added."""
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
@@ -94,3 +100,5 @@ class CompletionRequest(msgspec.Struct, frozen=True):
     """Who shares remembered prefixes with whom; see `core.prompt.tenant_key`."""
     wants_cache_report: bool = False
     """Find out why prompt tokens had to be computed."""
+    priority: int = 0
+    """Higher goes first; see `core.messages.Submit`."""

@@ -159,6 +159,12 @@ class Config:
     """frequency_penalty when a request gives none."""
     default_repetition_penalty: float | None = setting(None, group="defaults", metavar="X")
     """repetition_penalty when a request gives none; the model's own default if not given."""
+    tool_call_parser: str = setting("auto", group="defaults", metavar="NAME")
+    """Format in which the model writes tool calls: a name or alias of docs/tools.md, auto (told from the chat
+    template), or none to leave calls in the text."""
+    reasoning_parser: str = setting("auto", group="defaults", metavar="NAME")
+    """Format in which the model marks its reasoning: a name or alias of docs/tools.md, auto (told from the chat
+    template), or none to leave reasoning in the text."""
     default_chat_template_kwargs: dict[str, Any] | None = setting(None, group="defaults", metavar="JSON")
     """Variables for the chat template, as a JSON object; a request may override each."""
 

@@ -44,6 +44,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     """Strings matched on the text; generation ends before the first of them."""
+    include_stop_str_in_output: bool = False
+    """Whether the text ends with the stop string that was found, or with the text of the stop token."""
+    skip_special_tokens: bool = True
+    """Whether tokens that only structure the conversation are left out of the text."""
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     """None: no log-probabilities. 0: of the chosen token. k: also of the k most likely tokens."""

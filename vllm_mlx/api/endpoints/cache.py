@@ -17,6 +17,7 @@ from vllm_mlx.api.observe import record_of
 from vllm_mlx.api.openapi import json_answers, json_body
 from vllm_mlx.api.tenant import tenant_of
 from vllm_mlx.api.wire.cache import (
+    WARM_SAMPLING,
     CacheStatsAnswer,
     ClearedAnswer,
     DiskAnswer,
@@ -81,12 +82,10 @@ def router(context: Context) -> APIRouter:
 def _warm_requests(request: Request, raw: bytes, context: Context) -> list[ChatRequest]:
     """A body with `prompts` is a list of conversations, any other a chat request."""
     if not _has_prompts(raw):
-        asked = _chat_request(request, raw, context)
-        wanted, kwargs = [asked.messages], asked.template_kwargs
-    else:
-        body = decode(raw, WarmBody)
-        context.check_model(body.model)
-        wanted, kwargs = conversations(body), body.chat_template_kwargs or {}
+        return [msgspec.structs.replace(_chat_request(request, raw, context), sampling=WARM_SAMPLING)]
+    body = decode(raw, WarmBody)
+    context.check_model(body.model)
+    wanted, kwargs = conversations(body), body.chat_template_kwargs or {}
     key, tenant = record_of(request.scope).key, tenant_of(request, context.config)
     return [
         warm_request(messages, request_id=f"warm-{key}-{i}", template_kwargs=kwargs, tenant=tenant)

@@ -11,7 +11,7 @@ from vllm_mlx.api.generate import admitted, respond
 from vllm_mlx.api.openapi import json_answers, json_body
 from vllm_mlx.api.tenant import tenant_of
 from vllm_mlx.api.wire.answers import ChatCompletionAnswer
-from vllm_mlx.api.wire.chat_completions import ChatCompletionBody, chat_request
+from vllm_mlx.api.wire.chat_completions import ChatCompletionBody, chat_request, served_tier
 from vllm_mlx.api.wire.chat_encoder import ChatEncoder
 from vllm_mlx.api.wire.usage import answer_head
 
@@ -34,7 +34,13 @@ def router(context: Context) -> APIRouter:
         tenant = tenant_of(request, context.config)
         asked = chat_request(body, request_id=request_id, defaults=service.sampling_defaults, tenant=tenant)
         head = answer_head(request_id, context.config.model_name)
-        encoder = ChatEncoder(head, has_logprobs=bool(body.logprobs), include_usage=body.wants_usage)
+        encoder = ChatEncoder(
+            head,
+            has_logprobs=bool(body.logprobs),
+            include_usage=body.wants_usage,
+            include_reasoning=body.include_reasoning is not False,
+            service_tier=served_tier(body.service_tier),
+        )
         return await respond(request, context, start=lambda: service.chat(asked), encoder=encoder)
 
     return routes

@@ -79,22 +79,41 @@ class TokenLogprobAnswer(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    """One entry for each generated token."""
+    """One entry for each generated token, those of reasoning and tool calls too."""
 
     content: list[TokenLogprobAnswer]
     refusal: None = None
 
 
+class FunctionAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which function is called, and its arguments as JSON text. A streamed piece has the name only once."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that the model makes; a streamed piece has `index`, and `id`, `type` and name only once."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionAnswer = FunctionAnswer()
+
+
 class ChatMessageAnswer(msgspec.Struct, frozen=True, tag_field="role", tag="assistant"):
-    """What the model said."""
+    """What the model said. `reasoning_content` and `reasoning` are the same text, absent without any."""
 
     content: str | None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallAnswer] | UnsetType = UNSET
     refusal: None = None
     annotations: list[Any] = []
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
-    """One answer. `finish_reason` is 'stop' or 'length'."""
+    """One answer. `finish_reason` is 'stop', 'length' or 'tool_calls'."""
 
     index: int
     message: ChatMessageAnswer
@@ -112,6 +131,7 @@ class ChatCompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag=
     usage: UsageAnswer
     system_fingerprint: str
     service_tier: str = "default"
+    """The one that the request was served in."""
     cache: CacheAnswer | UnsetType = UNSET
 
 
@@ -120,6 +140,9 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallAnswer] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
@@ -25,10 +23,3 @@ class WireModel(BaseModel):
 def unsupported(message: str) -> PydanticCustomError:
     """To raise in a validator; `message` continues after the field's path: 'is not supported ...'."""
     return PydanticCustomError(UNSUPPORTED, "{reason}", {"reason": message})
-
-
-def refuse_unless_empty(value: Any) -> Any:
-    """Validator of a list that must have no entries."""
-    if isinstance(value, list) and value:
-        raise unsupported("is not supported by this server; leave it out or send an empty list")
-    return value

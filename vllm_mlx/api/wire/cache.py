@@ -36,12 +36,15 @@ def conversations(body: WarmBody) -> list[tuple[Message, ...]]:
     return [_conversation(prompt, position=i) for i, prompt in enumerate(body.prompts)]
 
 
+WARM_SAMPLING = SamplingParams(max_tokens=1, temperature=0.0)
+"""One token is the least that can be asked for."""
+
+
 def warm_request(
     messages: tuple[Message, ...], *, request_id: str, template_kwargs: Mapping[str, Any], tenant: bytes = b""
 ) -> ChatRequest:
-    """A request that computes a conversation: one token is the least that can be asked for."""
-    sampling = SamplingParams(max_tokens=1, temperature=0.0)
-    return ChatRequest(request_id, messages, sampling, template_kwargs=dict(template_kwargs), tenant=tenant)
+    """A request that computes a conversation."""
+    return ChatRequest(request_id, messages, WARM_SAMPLING, template_kwargs=dict(template_kwargs), tenant=tenant)
 
 
 def _conversation(prompt: Conversation, *, position: int) -> tuple[Message, ...]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vllm_mlx.api.wire.base import WireModel, refuse_unless_empty, unsupported
-from vllm_mlx.api.wire.messages import WireMessage, to_message
+from vllm_mlx.api.wire.base import WireModel, unsupported
+from vllm_mlx.api.wire.messages import Content, WireMessage, to_message
 from vllm_mlx.api.wire.sampling import GenerationBody
+from vllm_mlx.api.wire.tools import WireToolChoice, WireTools, to_choice, to_tools
 from vllm_mlx.core.chat import ChatRequest
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.sampling import MAX_TOP_LOGPROBS
 
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority"]
+_TIER_PRIORITY = MappingProxyType({"flex": -(2**32), "priority": 2**32})
+"""Further apart than any numbers that clients send."""
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -21,12 +26,6 @@ def _text_format(kind: Any) -> Any:
     if isinstance(kind, str) and kind != "text":
         raise unsupported("must be 'text'; other formats are not supported by this server")
     return kind
-
-
-def _no_forced_tool(choice: Any) -> Any:
-    if isinstance(choice, dict) or choice == "required":
-        raise unsupported("must be 'none' or 'auto'; tools are not supported by this server")
-    return choice
 
 
 def _not_stored(value: Any) -> Any:
@@ -42,6 +41,15 @@ class ResponseFormat(WireModel):
     """Only `text`."""
     json_schema: None = None
     """Belongs to another type."""
+
+
+class Prediction(WireModel):
+    """What the answer will probably look like."""
+
+    type: Literal["content"]
+    """Only `content`."""
+    content: Content
+    """Text, or a list of text parts."""
 
 
 class ChatCompletionBody(GenerationBody):
@@ -65,18 +73,24 @@ class ChatCompletionBody(GenerationBody):
     """Only `{"type": "text"}`."""
     modalities: list[Literal["text"]] | None = None
     """Only `["text"]`."""
-    tools: Annotated[list[Any], BeforeValidator(refuse_unless_empty)] | None = None
-    """Only an empty list: tools are not supported."""
-    tool_choice: Annotated[Literal["none", "auto"], BeforeValidator(_no_forced_tool)] | None = None
-    """Without tools nothing can be chosen: `none` and `auto` are accepted."""
+    tools: WireTools | None = None
+    """Functions that the model may call."""
+    tool_choice: WireToolChoice | None = None
+    """`auto`: the model decides; `none`: it is not told of the tools; `required`; a function; or `allowed_tools`."""
     parallel_tool_calls: bool | None = None
-    """Accepted; has no meaning without tools."""
+    """False: the answer ends after its first call."""
+    include_reasoning: bool | None = None
+    """False leaves the model's reasoning out of the answer; it is counted all the same."""
+    add_generation_prompt: bool | None = None
+    """False: the prompt ends with the last message, without the beginning of an answer."""
+    continue_final_message: bool | None = None
+    """Go on with the last message, which must be the assistant's."""
     metadata: dict[str, str] | None = None
     """Accepted; not used."""
     store: Annotated[Literal[False], BeforeValidator(_not_stored)] | None = None
     """Only false: answers are not stored."""
-    service_tier: Literal["auto", "default"] | None = None
-    """There is one tier: `auto` and `default` are accepted."""
+    service_tier: ServiceTier | None = None
+    """`priority` goes before `default`, `flex` after it; `priority`, the number, decides among equals of a tier."""
     verbosity: Literal["low", "medium", "high"] | None = None
     """Accepted as a hint; not used."""
     prompt_cache_key: str | None = None
@@ -93,8 +107,8 @@ class ChatCompletionBody(GenerationBody):
     """Deprecated by OpenAI."""
     function_call: None = None
     """Deprecated by OpenAI."""
-    prediction: None = None
-    """Predicted outputs are not offered."""
+    prediction: Prediction | None = None
+    """Accepted as a hint; not used."""
     web_search_options: None = None
     """The server does not search the web."""
     moderation: None = None
@@ -106,15 +120,35 @@ def chat_request(
 ) -> ChatRequest:
     """The same request in no dialect. Raises InvalidRequest for fields that contradict each other."""
     body.check_stream_options()
+    if body.add_generation_prompt and body.continue_final_message:
+        message = "continue_final_message and add_generation_prompt exclude each other; send one of them."
+        raise InvalidRequest(message, param="continue_final_message")
+    tools = to_tools(body.tools)
     return ChatRequest(
         request_id=request_id,
         messages=tuple(to_message(wire, position=i) for i, wire in enumerate(body.messages)),
         sampling=body.sampling(defaults, max_tokens=_max_tokens(body), logprobs=_logprobs(body)),
+        tools=tools,
+        tool_choice=to_choice(body.tool_choice, tools),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         template_kwargs=_template_kwargs(body),
         timeout_s=body.timeout,
         tenant=tenant,
         wants_cache_report=bool(body.cache_report),
+        priority=tier_priority(body.service_tier) - (body.priority or 0),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
     )
+
+
+def tier_priority(tier: str | None) -> int:
+    """The priority that a service tier stands for; higher goes first."""
+    return _TIER_PRIORITY.get(tier or "default", 0)
+
+
+def served_tier(tier: str | None) -> str:
+    """The tier that the answer names."""
+    return tier if tier is not None and tier in _TIER_PRIORITY else "default"
 
 
 def _max_tokens(body: ChatCompletionBody) -> int | None:

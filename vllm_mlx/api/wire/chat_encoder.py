@@ -14,24 +14,40 @@ from vllm_mlx.api.wire.answers import (
     ChatMessageAnswer,
     ChunkChoice,
     Delta,
+    FunctionAnswer,
     TokenLogprobAnswer,
+    ToolCallAnswer,
     TopLogprobAnswer,
     UsageAnswer,
 )
 from vllm_mlx.api.wire.usage import AnswerHead, Cache, usage_answer
-from vllm_mlx.chat.collect import Collected
-from vllm_mlx.core.events import Event, Finish, TextDelta, TokenInfo, Usage
+from vllm_mlx.chat.collect import Collected, CollectedChoice
+from vllm_mlx.core.events import Event, Finish, ReasoningDelta, TextDelta, TokenInfo, ToolCallDelta, Usage
+from vllm_mlx.core.messages import FinishReason
 
 _ROLE = Delta(role="assistant", content="")
 _NOTHING = Delta()
 
 
 class ChatEncoder:
-    """One request's answer. `include_usage` puts null in every chunk and the counts in one more at the end."""
+    """One request's answer. `include_usage` puts null in every chunk and the counts in one more at the end;
+    `include_reasoning=False` leaves out what the model thought.
+    """
 
-    def __init__(self, head: AnswerHead, *, has_logprobs: bool, include_usage: bool) -> None:
+    def __init__(
+        self,
+        head: AnswerHead,
+        *,
+        has_logprobs: bool,
+        include_usage: bool,
+        include_reasoning: bool = True,
+        service_tier: str = "default",
+    ) -> None:
         self._head = head
         self._has_logprobs = has_logprobs
+        self._include_reasoning = include_reasoning
+        self._service_tier = service_tier
+        self._called: set[int] = set()
         self._usage: UsageAnswer | msgspec.UnsetType | None = None if include_usage else msgspec.UNSET
         self._opened: set[int] = set()
 
@@ -42,10 +58,17 @@ class ChatEncoder:
             yield self._chunk([ChunkChoice(event.choice, _ROLE)])
         match event:
             case TextDelta() if event.text or event.tokens:
-                logprobs = self._logprobs(event.tokens) if event.tokens else None
-                yield self._chunk([ChunkChoice(event.choice, Delta(content=event.text), logprobs)])
+                yield self._piece(event.choice, Delta(content=event.text), event.tokens)
+            case ReasoningDelta() if event.tokens or (event.text and self._include_reasoning):
+                is_shown = self._include_reasoning
+                delta = Delta(reasoning_content=event.text, reasoning=event.text) if is_shown else _NOTHING
+                yield self._piece(event.choice, delta, event.tokens)
+            case ToolCallDelta():
+                self._called.add(event.choice)
+                yield self._piece(event.choice, Delta(tool_calls=[_call_piece(event)]), ())
             case Finish():
-                yield self._chunk([ChunkChoice(event.choice, _NOTHING, None, event.reason.value)])
+                reason = _reason(event.reason, has_calls=event.choice in self._called)
+                yield self._chunk([ChunkChoice(event.choice, _NOTHING, None, reason)])
 
     def last_chunk(self, usage: Usage, cache: Cache) -> ChatChunk | None:
         """The chunk of counts and of the cache report, if the stream includes one of them."""
@@ -56,13 +79,26 @@ class ChatEncoder:
     def answer(self, collected: Collected, cache: Cache) -> ChatCompletionAnswer:
         """The whole answer at once."""
         head = self._head
-        choices = [
-            ChatChoice(index, ChatMessageAnswer(choice.text), self._logprobs(choice.tokens), choice.reason.value)
-            for index, choice in enumerate(collected.choices)
-        ]
+        choices = [self._choice(index, choice) for index, choice in enumerate(collected.choices)]
         usage = usage_answer(collected.usage)
         fingerprint = head.system_fingerprint
-        return ChatCompletionAnswer(head.id, head.created, head.model, choices, usage, fingerprint, cache=cache)
+        return ChatCompletionAnswer(
+            head.id, head.created, head.model, choices, usage, fingerprint, self._service_tier, cache=cache
+        )
+
+    def _choice(self, index: int, choice: CollectedChoice) -> ChatChoice:
+        thought = (choice.reasoning if self._include_reasoning else "") or msgspec.UNSET
+        calls = [
+            ToolCallAnswer(id=call.id, type="function", function=FunctionAnswer(call.name, call.arguments))
+            for call in choice.tool_calls
+        ]
+        text = choice.text or (None if calls else "")
+        message = ChatMessageAnswer(text, thought, thought, calls or msgspec.UNSET)
+        reason = _reason(choice.reason, has_calls=bool(calls))
+        return ChatChoice(index, message, self._logprobs(choice.tokens), reason)
+
+    def _piece(self, choice: int, delta: Delta, tokens: Sequence[TokenInfo]) -> ChatChunk:
+        return self._chunk([ChunkChoice(choice, delta, self._logprobs(tokens) if tokens else None)])
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
         head = self._head
@@ -70,6 +106,18 @@ class ChatEncoder:
 
     def _logprobs(self, tokens: Sequence[TokenInfo]) -> ChatLogprobs | None:
         return ChatLogprobs([_token(token) for token in tokens]) if self._has_logprobs else None
+
+
+def _reason(reason: FinishReason, *, has_calls: bool) -> str:
+    """A choice that stopped after tool calls waits for their results; one that was cut off does not."""
+    return "tool_calls" if has_calls and reason is FinishReason.STOP else reason.value
+
+
+def _call_piece(event: ToolCallDelta) -> ToolCallAnswer:
+    if event.id is None:
+        return ToolCallAnswer(event.index, function=FunctionAnswer(arguments=event.arguments))
+    function = FunctionAnswer(event.name or "", event.arguments)
+    return ToolCallAnswer(event.index, event.id, "function", function)
 
 
 def _token(info: TokenInfo) -> TokenLogprobAnswer:

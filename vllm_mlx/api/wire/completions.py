@@ -54,6 +54,7 @@ def completion_request(
         timeout_s=body.timeout,
         tenant=tenant,
         wants_cache_report=bool(body.cache_report),
+        priority=-(body.priority or 0),
     )
 
 

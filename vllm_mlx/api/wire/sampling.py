@@ -25,6 +25,8 @@ _OWN_NAMES = (
     "seed",
     "min_tokens",
     "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
 )
 
 
@@ -73,11 +75,18 @@ class GenerationBody(WireModel):
     ignore_eos: bool | None = None
     """Go on to max_tokens whatever the model says."""
     stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None = None
-    """Text, or up to 16 texts, at which generation ends; the text itself is not returned."""
+    """Text, or up to 16 texts, at which generation ends; the text itself is not returned. Looked for in the answer and
+    in reasoning, not in tool calls."""
+    include_stop_str_in_output: bool | None = None
+    """Return the stop string that was found, or the text of the stop token, too."""
+    skip_special_tokens: bool | None = None
+    """False shows tokens that only structure the conversation; they are left out otherwise."""
     stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
     """Tokens at which generation ends."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the request is given up; the server's --timeout if absent."""
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    """Requests with a lower number go first and are interrupted last; 0 if absent."""
     cache_report: bool | None = None
     """Say in the answer, as `cache`, how much of the prompt was found and why no more; a stream ends with it."""
     user: str | None = None
