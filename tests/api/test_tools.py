@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 import tokenizers
-
 from fixtures_server import Parts, client_of, running
 from fixtures_text import EOS_ID, write_tokenizer
+
 from vllm_mlx.core.config import Config
 
 pytestmark = pytest.mark.anyio
@@ -55,7 +55,7 @@ class Says:
     def _goes_on(self, tokens: tuple[int, ...]) -> bool:
         ids = self._backend.encode(self.text, add_special_tokens=False).ids
         rest = list(tokens[len(self._prompt) :])
-        return rest == ids[: len(rest)] and bool(rest)
+        return bool(rest) and rest == [*ids, EOS_ID, EOS_ID][: len(rest)]
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,8 @@ async def test_earlier_reasoning_reaches_the_template(thinker: httpx.AsyncClient
 
 async def test_final_message_is_continued(thinker: httpx.AsyncClient, says: Says) -> None:
     messages = [*ASK, {"role": "assistant", "content": "<think>Let me"}]
-    message = (await ask(thinker, says, " see</think> Rain.", messages=messages, continue_final_message=True))["message"]
+    choice = await ask(thinker, says, " see</think> Rain.", messages=messages, continue_final_message=True)
+    message = choice["message"]
     assert says.prompts[-1].endswith("<|im_start|>assistant\n<think>Let me")
     assert (message["reasoning"], message["content"]) == (" see", " Rain.")
 

@@ -97,7 +97,7 @@ def test_tool_calls_have_their_arguments_as_an_object() -> None:
 
 
 def test_fields_that_a_message_lacks_are_undefined() -> None:
-    source = "{% for m in messages %}{{ m.keys() | list | join(',') }};{% endfor %}"
+    source = "{% if tools %}{% endif %}{% for m in messages %}{{ m.keys() | list | join(',') }};{% endfor %}"
     tool = Message("tool", "4", name="add", tool_call_id="1")
     assert render(source, Message("user", "a"), Message("assistant", None, reasoning="b"), tool) == (
         "role,content;role,content,reasoning_content;role,content,name,tool_call_id;"

@@ -1,7 +1,7 @@
 """Tools as templates read them, and as plain text for templates that know none.
 
-Where the template does not mention `tools`, the system text says how to call them, and calls and results in the history
-are written the same way: see docs/tools.md.
+Where the template does not mention `tools`, the system text says how to call them; where it does not mention
+`tool_calls` either, calls and results in the history are written the same way. See docs/tools.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,16 @@ def parameters_of(tool: Tool) -> dict[str, Any]:
 
 
 def with_tools_as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[Message, ...]:
-    """The conversation for a template without tools: roles 'system', 'user' and 'assistant' with text only."""
+    """The conversation with a system text that lists the tools and says how to call them."""
+    text = _system_text(tools)
+    if messages and messages[0].role == "system":
+        first = msgspec.structs.replace(messages[0], content=f"{_text(messages[0])}\n\n{text}")
+        return (first, *messages[1:])
+    return (Message("system", text), *messages)
+
+
+def calls_as_text(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation with roles 'system', 'user' and 'assistant' only: calls and their results are text."""
     plain: list[Message] = []
     for message in messages:
         if message.role == "tool" and plain and plain[-1].role == "user" and _is_result(plain[-1]):
@@ -51,7 +60,7 @@ def with_tools_as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> tu
             plain[-1] = Message("user", joined, is_breakpoint=message.is_breakpoint)
         else:
             plain.append(_plain(message))
-    return _with_system(plain, _system_text(tools)) if tools else tuple(plain)
+    return tuple(plain)
 
 
 def _function(tool: Tool) -> dict[str, Any]:
@@ -63,13 +72,6 @@ def _function(tool: Tool) -> dict[str, Any]:
 def _system_text(tools: Sequence[Tool]) -> str:
     lines = [json.dumps(tool, ensure_ascii=False) for tool in tool_variables(tools)]
     return _SYSTEM.format(tools="\n".join(lines))
-
-
-def _with_system(messages: Sequence[Message], text: str) -> tuple[Message, ...]:
-    if messages and messages[0].role == "system":
-        first = msgspec.structs.replace(messages[0], content=f"{_text(messages[0])}\n\n{text}")
-        return (first, *messages[1:])
-    return (Message("system", text), *messages)
 
 
 def _plain(message: Message) -> Message:

@@ -10,7 +10,7 @@ import jinja2
 from jinja2 import meta, nodes
 
 from vllm_mlx.chat.environment import RaisedByTemplate, make_environment
-from vllm_mlx.chat.plain_tools import tool_variables, with_tools_as_text
+from vllm_mlx.chat.plain_tools import calls_as_text, tool_variables, with_tools_as_text
 from vllm_mlx.core.chat import Message, Tool, ToolCall
 from vllm_mlx.core.errors import InvalidRequest, ModelError
 
@@ -36,6 +36,7 @@ class ChatTemplate:
             self._wants_parts = _wants_parts(parsed)
             self.renders_tools = "tools" in meta.find_undeclared_variables(parsed)
             """Whether it shows the model what tools there are."""
+            self._renders_calls = self.renders_tools or "tool_calls" in source
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"The model's chat template is invalid, line {error.lineno}: {error.message}.") from error
@@ -51,7 +52,8 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text, special tokens written out: encode it without adding them again.
 
-        A template that knows no tools gets them, and what was done with them, as text.
+        A template that knows no tools gets them as text; one that knows no calls either gets
+        those and their results so.
 
         Raises:
             InvalidRequest: the template refuses the conversation, or `template_kwargs` has a reserved name.
@@ -60,7 +62,9 @@ class ChatTemplate:
         if reserved:
             message = f"chat_template_kwargs cannot set {reserved[0]!r}: the server fills it in."
             raise InvalidRequest(message, param="chat_template_kwargs")
-        if not self.renders_tools:
+        if not self._renders_calls:
+            messages = calls_as_text(messages)
+        if tools and not self.renders_tools:
             messages = with_tools_as_text(messages, tools)
         variables = {
             **self._special_tokens,
