@@ -11,6 +11,7 @@ from vllm_mlx.chat.detokenize import Detokenizer
 from vllm_mlx.chat.output_formats import OutputFormats
 from vllm_mlx.chat.parse import OutputParser
 from vllm_mlx.chat.stop import StopMatcher
+from vllm_mlx.chat.thinking import ThinkingLimit
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.events import (
     Event,
@@ -35,6 +36,8 @@ class Reading(msgspec.Struct, frozen=True):
     formats: OutputFormats
     max_calls: int | None = None
     """The choice ends before it has more tool calls than these."""
+    limit: ThinkingLimit | None = None
+    """When its reasoning ends by force; of this choice alone."""
 
 
 class ChoiceDecoder:
@@ -81,20 +84,28 @@ class ChoiceDecoder:
         self._infos: deque[tuple[int, TokenInfo]] = deque()
         """Tokens not yet reported, each with where in the generated text its own text begins."""
         self._has_enough = False
+        self._limit = reading.limit if reading else None
+        self._token_ids: list[int] = []
+        """Of the output, as far as the limit may need them."""
+        self._going_on: tuple[int, ...] | None = None
+        self._was_resumed = False
         self.is_finished = False
         """After the `Finish` event; no output is wanted any more."""
 
     def read(self, output: Output) -> list[Event]:
         """Events that this output gives, perhaps none. Its finish must be STOP, LENGTH or None."""
-        self.num_cached = max(self.num_cached or 0, output.num_cached)
-        if output.queued_s is not None:
-            self._queued_s = output.queued_s
+        if not self._was_resumed:  # what its own tokens found says nothing of the prompt
+            self.num_cached = max(self.num_cached or 0, output.num_cached)
+            self._queued_s = output.queued_s if output.queued_s is not None else self._queued_s
         has_stop_token = output.finish is FinishReason.STOP and not self._sampling.include_stop_str_in_output
         num_shown = len(output.token_ids) - has_stop_token
         for index, token_id in enumerate(output.token_ids[:num_shown]):
             self._take(token_id, output.logprobs[index] if output.logprobs else None)
             if self._stop.matched is not None or self._has_enough:
                 return self._finish(FinishReason.STOP)
+            if self._ends_reasoning(token_id):
+                self.close_reasoning()
+                return self._delta()
         if output.finish is not None:
             self._num_tokens += has_stop_token
             return self._end(output.finish)
@@ -102,9 +113,31 @@ class ChoiceDecoder:
             return []
         return self._delta()
 
+    def close_reasoning(self) -> None:
+        """End reasoning here: the sequence must go on from `take_continuation`, whatever else the engine gave."""
+        assert self._limit is not None
+        self._limit.is_used = True
+        for token_id in self._limit.closing_ids:
+            self._take(token_id, None)
+        self._going_on = tuple(self._token_ids)
+
+    def take_continuation(self) -> tuple[int, ...] | None:
+        """Output tokens in place of those that the engine has, once; None if it may go on as it is."""
+        token_ids, self._going_on = self._going_on, None
+        self._was_resumed = self._was_resumed or (token_ids is not None and self.num_cached is not None)
+        return token_ids
+
+    def _ends_reasoning(self, token_id: int) -> bool:
+        limit = self._limit
+        if limit is None or self._parser is None or not self._parser.is_thinking:
+            return False
+        return limit.add(token_id, num_output=self._num_tokens)
+
     def _take(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """Count one token and release the text that it makes certain."""
         self._num_tokens += 1
+        if self._limit is not None:
+            self._token_ids.append(token_id)
         if logprobs is not None:
             self._infos.append((self._num_decoded, self._info(token_id, logprobs)))
         text = self._detokenizer.add(token_id)

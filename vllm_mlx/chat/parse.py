@@ -76,6 +76,11 @@ class OutputParser:
         """Whether what comes next is reasoning, as far as is known."""
         return self._is_thinking
 
+    @property
+    def begins_thinking(self) -> bool:
+        """Whether the prompt is known to have opened reasoning."""
+        return self._prompt_tail is not None and self._reasoning.leaves_open(self._prompt_tail)
+
     def feed(self, text: str) -> list[Event]:
         """More of the output."""
         if text:
@@ -119,7 +124,7 @@ class OutputParser:
                 self._reader.mark_before(mark)
                 yield from self._call(mark)
         elif form.opens and self._prompt_tail is not None:
-            self._is_thinking = _last(self._prompt_tail, form.opens) > _last(self._prompt_tail, form.closes)
+            self._is_thinking = self.begins_thinking
         elif form.opens and form.may_begin_open:
             yield from self._begin_unknown()
 
@@ -263,10 +268,6 @@ class OutputParser:
         name = f"{self._salt}:{self._choice}:{self._num_calls}".encode()
         digest = hashlib.blake2s(name).hexdigest()
         return digest[:9] if self._format and self._format.has_short_ids else f"call_{digest[:24]}"
-
-
-def _last(text: str, marks: tuple[str, ...]) -> int:
-    return max((text.rfind(mark) for mark in marks), default=-1)
 
 
 def _without_label(text: str, labels: tuple[str, ...]) -> str:

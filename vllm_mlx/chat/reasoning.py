@@ -29,6 +29,10 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
     model_types: tuple[str, ...] = ()
     """Values of `model_type` that write so whatever the template says."""
 
+    def leaves_open(self, text: str) -> bool:
+        """Whether reasoning is open at the end of `text`, the end of a prompt."""
+        return _last(text, self.opens) > _last(text, self.closes)
+
 
 _THINK = ("<think>",)
 _THINK_END = ("</think>",)
@@ -122,6 +126,10 @@ REASONING_FORMATS = (
         model_types=("gpt_oss",),
     ),
 )
+
+
+def _last(text: str, marks: tuple[str, ...]) -> int:
+    return max((text.rfind(mark) for mark in marks), default=-1)
 
 
 def reasoning_format(name: str) -> ReasoningFormat:

@@ -21,6 +21,7 @@ from vllm_mlx.chat.payloads.tools import ToolSet
 from vllm_mlx.chat.plain_tools import parameters_of
 from vllm_mlx.chat.seen import Nearest, SeenPrompts
 from vllm_mlx.chat.stream import EventStream, Explain
+from vllm_mlx.chat.thinking import ThinkingLimit, closing_text
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Message
 from vllm_mlx.core.config import Config
@@ -51,6 +52,8 @@ class ChatService:
             tokenizer, config=config, renders_tools=self._encoder.renders_tools
         )
         """How the model's output is read."""
+        closing = closing_text(self.formats.reasoning) if self.formats.reasoning else None
+        self._closing_ids = tuple(tokenizer.encode(closing, add_special_tokens=False)) if closing else ()
         self._seen = SeenPrompts()
         self._explainer = Explainer(tokenizer, is_enabled=config.prefix_cache)
 
@@ -167,7 +170,8 @@ class ChatService:
                     pinned=pinned,
                     breakpoints=one.breakpoints,
                 )
-                choices.append((submit, self._decoder(request, one, choice=choice, is_first=index == 0)))
+                decoder = self._decoder(request, one, submit.sampling, choice=choice, is_first=index == 0)
+                choices.append((submit, decoder))
         return EventStream(
             self._engine,
             choices,
@@ -199,9 +203,18 @@ class ChatService:
         return explain
 
     def _decoder(
-        self, request: ChatRequest | CompletionRequest, one: Encoded, *, choice: int, is_first: bool
+        self,
+        request: ChatRequest | CompletionRequest,
+        one: Encoded,
+        engine_sampling: SamplingParams,
+        *,
+        choice: int,
+        is_first: bool,
     ) -> ChoiceDecoder:
-        return ChoiceDecoder(
+        reading = None
+        if isinstance(request, ChatRequest):
+            reading = self._reading(request, one, choice=choice, max_output=engine_sampling.max_tokens)
+        decoder = ChoiceDecoder(
             self._tokenizer,
             choice=choice,
             prompt_ids=one.prompt.token_ids,
@@ -209,10 +222,15 @@ class ChatService:
             stream_interval=self._config.stream_interval,
             echo=one.echo,
             counts_prompt=is_first,
-            reading=self._reading(request, one, choice=choice) if isinstance(request, ChatRequest) else None,
+            reading=reading,
         )
+        if reading and reading.limit and reading.limit.is_spent and reading.parser.begins_thinking:
+            decoder.close_reasoning()
+        return decoder
 
-    def _reading(self, request: ChatRequest, one: Encoded, *, choice: int) -> Reading | None:
+    def _reading(
+        self, request: ChatRequest, one: Encoded, *, choice: int, max_output: int | None
+    ) -> Reading | None:
         """How a choice's text is read; None if all of it is the answer."""
         tools = shown_tools(request)
         formats = self.formats
@@ -226,7 +244,18 @@ class ChatService:
             prompt_tail=one.tail,
             salt=request.request_id,
         )
-        return Reading(parser, formats, max_calls=None if request.parallel_tool_calls else 1)
+        limit = self._thinking_limit(request, max_output)
+        return Reading(parser, formats, max_calls=None if request.parallel_tool_calls else 1, limit=limit)
+
+    def _thinking_limit(self, request: ChatRequest, max_output: int | None) -> ThinkingLimit | None:
+        """When a choice's reasoning ends by force; None for a model whose reasoning has no mark for its end."""
+        config, budget = self._config, request.thinking_budget
+        budget = config.default_thinking_token_budget if budget is None else budget
+        if not self._closing_ids or (budget is None and not config.break_thinking_loops):
+            return None
+        return ThinkingLimit(
+            budget, closing_ids=self._closing_ids, max_output=max_output, breaks_cycles=config.break_thinking_loops
+        )
 
     def _engine_sampling(
         self, sampling: SamplingParams, token_ids: Sequence[int], info: RunnerInfo, *, param: str

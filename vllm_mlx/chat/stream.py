@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
+
+import msgspec
 
 from vllm_mlx.chat.choice import ChoiceDecoder
 from vllm_mlx.chat.explain import Explanation
@@ -125,11 +128,24 @@ class EventStream:
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
     async def _pump(self, submit: Submit, decoder: ChoiceDecoder) -> None:
-        """Carry one sequence's outputs over; leaving early aborts the sequence."""
+        """Carry one choice's outputs over. When it is to go on differently, its sequence ends and another begins."""
+        name, token_ids = submit.request_id, decoder.take_continuation()
+        for number in itertools.count():
+            if token_ids is not None:
+                submit = msgspec.structs.replace(submit, request_id=f"{name}.{number}", resume_token_ids=token_ids)
+            token_ids = await self._run(submit, decoder, name=name)
+            if token_ids is None:
+                return
+
+    async def _run(self, submit: Submit, decoder: ChoiceDecoder, *, name: str) -> tuple[int, ...] | None:
+        """Run a sequence to its end, or to where another is to go on from the tokens returned.
+
+        Leaving early aborts it.
+        """
         async with contextlib.aclosing(self._engine.generate(submit)) as outputs:
             async for output in outputs:
                 if self._on_tokens is not None:
-                    self._on_tokens(submit.request_id, output.token_ids)
+                    self._on_tokens(name, output.token_ids)
                 if output.finish not in (None, FinishReason.STOP, FinishReason.LENGTH):
                     raise self._failure(output)
                 events = decoder.read(output)
@@ -137,7 +153,9 @@ class EventStream:
                     self._events.extend(events)
                     self._changed.set()
                 if decoder.is_finished:
-                    return
+                    return None
+                if (token_ids := decoder.take_continuation()) is not None:
+                    return token_ids
         raise EngineFailure("The engine ended the request without a reason.")
 
     def _taken(self) -> None:

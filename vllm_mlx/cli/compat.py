@@ -71,7 +71,6 @@ NOT_SUPPORTED_YET = (
     OldFlag("--max-tts-input-chars", True, "speech output"),
     OldFlag("--mcp-config", True, "tool servers (MCP)"),
     OldFlag("--rate-limit", True, "rate limits"),
-    OldFlag("--default-thinking-token-budget", True, "a limit on reasoning tokens"),
     OldFlag("--embedding-model", True, "embeddings"),
     OldFlag("--embedding-max-length", True, "embeddings"),
     OldFlag("--embedding-overflow-policy", True, "embeddings"),

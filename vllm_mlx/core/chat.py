@@ -68,6 +68,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     sampling: SamplingParams
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
+    thinking_budget: int | None = None
+    """Most tokens of reasoning; None: the server's."""
     parallel_tool_calls: bool = True
     """Whether one answer may have several calls."""
     output: OutputShape | None = None

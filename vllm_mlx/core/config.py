@@ -159,6 +159,10 @@ class Config:
     """frequency_penalty when a request gives none."""
     default_repetition_penalty: float | None = setting(None, group="defaults", metavar="X")
     """repetition_penalty when a request gives none; the model's own default if not given."""
+    default_thinking_token_budget: int | None = setting(None, group="defaults", metavar="TOKENS")
+    """Most tokens of reasoning when a request gives no thinking_token_budget; then the answer is made to begin."""
+    break_thinking_loops: bool = setting(True, group="defaults")
+    """Close reasoning that repeats itself exactly, over and over."""
     tool_call_parser: str = setting("auto", group="defaults", metavar="NAME")
     """Format in which the model writes tool calls: a name or alias of docs/tools.md, auto (told from the chat
     template), or none to leave calls in the text."""
@@ -197,6 +201,8 @@ class Config:
             self.dtype in ("auto", expanded),
             f"--weights-dtype {self.weights_dtype} computes in {expanded}, not in --dtype {self.dtype}; leave one out",
         )
+        budget = self.default_thinking_token_budget
+        _require(budget is None or budget >= 0, "--default-thinking-token-budget must not be negative")
         _require(self.download_timeout >= 1, "--download-timeout must be at least 1")
         _require(self.download_retries >= 0, "--download-retries must not be negative")
         _require(self.engine_start_attempts >= 1, "--engine-start-attempts must be at least 1")

@@ -69,6 +69,8 @@ class ChatCompletionBody(GenerationBody):
     """Given to the chat template as a variable; templates that do not know it ignore it."""
     enable_thinking: bool | None = None
     """Given to the chat template as a variable; templates that do not know it ignore it."""
+    thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
+    """Most tokens of reasoning: then it is closed with a sentence, and the answer begins. 0: none at all."""
     response_format: ResponseFormat | None = None
     """Only `{"type": "text"}`."""
     modalities: list[Literal["text"]] | None = None
@@ -131,6 +133,7 @@ def chat_request(
         tools=tools,
         tool_choice=to_choice(body.tool_choice, tools),
         parallel_tool_calls=body.parallel_tool_calls is not False,
+        thinking_budget=body.thinking_token_budget,
         template_kwargs=_template_kwargs(body),
         timeout_s=body.timeout,
         tenant=tenant,
