@@ -20,6 +20,7 @@ from vllm_mlx.api.context import Context
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
 from vllm_mlx.api.observe import Observe
+from vllm_mlx.api.response_store import ResponseStore
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import EngineClient
@@ -32,25 +33,27 @@ def create_app(config: Config, service: ChatService, engine: EngineClient) -> Fa
     """Join the parts. `app.state.lifecycle` drains the server; starting and stopping the engine is the caller's.
 
     `app.state.batches` is to be resumed by the caller, and closed at the end.
+    Raises ConfigError if the file of stored responses cannot be used.
     """
-    context = _context(config, service, engine)
+    context = _context(config, service, engine, responses=_response_store(config))
     app = _assembled(context)
     app.state.lifecycle = context.lifecycle
     app.state.batches = Batches(_background(context), engine, config=config)
     return app
 
 
-def _context(config: Config, service: ChatService, engine: EngineClient) -> Context:
+def _context(config: Config, service: ChatService, engine: EngineClient, *, responses: ResponseStore) -> Context:
     lifecycle = Lifecycle()
     metrics = Metrics(engine, model=config.model_name, lifecycle=lifecycle)
-    return Context(config, service, engine, lifecycle, metrics)
+    return Context(config, service, engine, lifecycle, metrics, responses)
 
 
 def _background(context: Context) -> FastAPI:
     """The same endpoints for the lines of batches: behind everybody else, without key and time limit, not counted."""
     config = dataclasses.replace(context.config, api_key=None, timeout=0)
     engine = BackgroundEngine(context.engine)
-    own = _context(config, context.service.over(engine, config=config), engine)
+    service = context.service.over(engine, config=config)
+    own = _context(config, service, engine, responses=context.responses)
     return _assembled(dataclasses.replace(context, **{name: getattr(own, name) for name in _OWN}))
 
 
@@ -72,6 +75,15 @@ def _assembled(context: Context) -> FastAPI:
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     openapi.install(app)
     return app
+
+
+def _response_store(config: Config) -> ResponseStore:
+    return ResponseStore(
+        config.response_store,
+        max_objects=config.response_store_max,
+        max_mb=config.response_store_max_mb,
+        ttl_s=config.response_store_ttl * 3600,
+    )
 
 
 def _routers(context: Context) -> Iterator[APIRouter]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
+from vllm_mlx.api.response_store import ResponseStore
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import NotFound
@@ -25,6 +26,7 @@ class Context:
     engine: EngineClient
     lifecycle: Lifecycle
     metrics: Metrics
+    responses: ResponseStore
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 import msgspec
 from fastapi.exceptions import RequestValidationError
@@ -74,8 +74,18 @@ class Guard:
             await answer(known)(scope, receive, send)
 
 
-async def guarded(frames: AsyncIterator[bytes], record: RequestRecord) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream; a failure becomes its last event, followed by `[DONE]`."""
+async def last_event(error: RequestError) -> bytes:
+    """How a stream ends that failed: the error, and `[DONE]`."""
+    return b"data: " + msgspec.json.encode(body(error)) + b"\n\n" + DONE
+
+
+async def guarded(
+    frames: AsyncIterator[bytes],
+    record: RequestRecord,
+    *,
+    last: Callable[[RequestError], Awaitable[bytes]] = last_event,
+) -> AsyncGenerator[bytes, None]:
+    """The frames of a stream; a failure becomes what `last` makes of it."""
     try:
         async for frame in frames:
             yield frame
@@ -85,8 +95,7 @@ async def guarded(frames: AsyncIterator[bytes], record: RequestRecord) -> AsyncG
     except Exception as error:
         known = _known(error, record)
     record.status = known.status
-    yield b"data: " + msgspec.json.encode(body(known)) + b"\n\n"
-    yield DONE
+    yield await last(known)
 
 
 def _known(error: Exception, record: RequestRecord) -> RequestError:

@@ -70,18 +70,18 @@ async def _respond(
         if not record.is_stream:
             collected = await collect(observed(events, record, context.metrics))
             body = msgspec.json.encode(encoder.answer(collected, cache_answer(events.explanations())))
-            return Response(body, media_type="application/json", headers=_headers(events))
+            return Response(body, media_type="application/json", headers=cache_headers(events))
         keepalive_s = context.config.keepalive_interval
         await events.ready(keepalive_s)
         frames = guarded(_frames(events, record, context, encoder), record)
         is_handed_on = True
-        return EventResponse(frames, close=events.aclose, keepalive_s=keepalive_s, headers=_headers(events))
+        return EventResponse(frames, close=events.aclose, keepalive_s=keepalive_s, headers=cache_headers(events))
     finally:
         if not is_handed_on:
             await events.aclose()
 
 
-def _headers(events: EventStream) -> dict[str, str]:
+def cache_headers(events: EventStream) -> dict[str, str]:
     """How many prompt tokens were found. A stream begins without it only if it still waits for its turn."""
     return {} if events.num_cached is None else {HIT_TOKENS: str(events.num_cached)}
 

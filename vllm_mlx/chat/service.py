@@ -108,6 +108,10 @@ class ChatService:
         [explanation] = self._explain_later([encoded], info)([match.num_found])
         return match, explanation
 
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of a conversation's prompt; computes nothing. Raises as `chat` does."""
+        return len((await self._encode_chat(request, self._info())).prompt)
+
     async def complete(self, request: CompletionRequest) -> EventStream:
         """Continue raw text or token ids; raises as `chat` does."""
         info = self._info()

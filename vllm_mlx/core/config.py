@@ -92,6 +92,15 @@ class Config:
     """A silent stream gets a comment line this often, so that proxies do not close it."""
     stream_interval: int = setting(1, group="server", metavar="TOKENS")
     """Tokens per streamed event: 1 is smoothest, more costs less."""
+    response_store: str | None = setting(None, group="server", metavar="PATH")
+    """SQLite file of stored responses and conversations, and of the key that seals reasoning; kept in memory, and
+    lost with the server, if not given."""
+    response_store_max: int = setting(1000, group="server", metavar="N")
+    """Most stored responses and conversations; what was used longest ago is deleted first."""
+    response_store_max_mb: int = setting(256, group="server", metavar="MIB")
+    """Most that stored responses and conversations take."""
+    response_store_ttl: float = setting(720.0, group="server", metavar="HOURS")
+    """Hours after its last use that a stored response or conversation is kept."""
     log_level: str = setting("info", group="server", choices=("debug", "info", "warning", "error"))
     """Least severe log line that is printed."""
     log_format: str = setting("text", group="server", choices=("text", "json"))
@@ -207,6 +216,10 @@ class Config:
         _require(self.download_retries >= 0, "--download-retries must not be negative")
         _require(self.engine_start_attempts >= 1, "--engine-start-attempts must be at least 1")
         _require(self.engine_stall_timeout > 0, "--engine-stall-timeout must be greater than 0")
+        _require(self.response_store != "", "--response-store must not be empty; leave it out to use memory")
+        _require(self.response_store_max >= 1, "--response-store-max must be at least 1")
+        _require(self.response_store_max_mb >= 1, "--response-store-max-mb must be at least 1")
+        _require(0 < self.response_store_ttl < math.inf, "--response-store-ttl must be greater than 0")
         self._check_ssd_cache()
         header = self.cache_tenant_header
         _require(

@@ -105,7 +105,7 @@ class ChatEncoder:
         return ChatChunk(head.id, head.created, head.model, head.system_fingerprint, choices, self._usage)
 
     def _logprobs(self, tokens: Sequence[TokenInfo]) -> ChatLogprobs | None:
-        return ChatLogprobs([_token(token) for token in tokens]) if self._has_logprobs else None
+        return ChatLogprobs([token_answer(token) for token in tokens]) if self._has_logprobs else None
 
 
 def _reason(reason: FinishReason, *, has_calls: bool) -> str:
@@ -120,6 +120,7 @@ def _call_piece(event: ToolCallDelta) -> ToolCallAnswer:
     return ToolCallAnswer(event.index, event.id, "function", function)
 
 
-def _token(info: TokenInfo) -> TokenLogprobAnswer:
+def token_answer(info: TokenInfo) -> TokenLogprobAnswer:
+    """A generated token with its log-probability, as OpenAI writes it."""
     top = [TopLogprobAnswer(t.token, t.logprob, list(t.bytes)) for t in info.top]
     return TokenLogprobAnswer(info.token, info.logprob, list(info.bytes), top)
