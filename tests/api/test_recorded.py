@@ -34,9 +34,31 @@ INFO = RunnerInfo(
 
 
 def body_of(client: str, number: str) -> dict[str, Any]:
-    """A recorded chat body: its messages only."""
-    found = json.loads((RECORDED / client / f"{number}_POST_v1_chat_completions.json").read_text())["body"]
-    return {"messages": found["messages"]}
+    """A recorded chat body."""
+    path = RECORDED / client / f"{number}_POST_v1_chat_completions.json"
+    found: dict[str, Any] = json.loads(path.read_text())["body"]
+    return found
+
+
+def chat_bodies() -> list[Path]:
+    return sorted(RECORDED.glob("*/*chat_completions.json")) if RECORDED.exists() else []
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="needs the recorded requests")
+def test_bodies_of_clients_are_taken_whole(folder: Path) -> None:
+    encoder = PromptEncoder(Tokenizer.load(folder), config=Config())
+    num_with_tools = 0
+    for path in chat_bodies():
+        raw = json.loads(path.read_text())["body"]
+        if raw.get("response_format", {"type": "text"})["type"] != "text":
+            continue  # the shape of answers has tests of its own
+        asked = chat_request(decode(json.dumps(raw).encode(), ChatCompletionBody), request_id="r", defaults={})
+        assert [tool.name for tool in asked.tools] == [tool["function"]["name"] for tool in raw.get("tools") or ()]
+        num_with_tools += bool(asked.tools)
+        encoded = encoder.chat(asked, INFO)
+        shown = asked.tools if asked.tool_choice.mode != "none" else ()
+        assert all(f'"name": "{tool.name}"' in encoded.text for tool in shown)
+    assert num_with_tools >= 5
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="needs the recorded requests")

@@ -227,7 +227,7 @@ def test_completion_echoes_and_explains(client: OpenAI, model: str) -> None:
         ({"temperature": 5}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
-            ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"extra_body": {"temprature": 1}}, "temprature"),
         ({"stream": True, "messages": [{"role": "x", "content": "y"}]}, "messages.0.role"),
     ],

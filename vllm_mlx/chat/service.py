@@ -38,6 +38,23 @@ _LONG_TEXT = 20_000
 _Result = TypeVar("_Result")
 
 
+class Rendered(msgspec.Struct, frozen=True):
+    """What the model would see of a conversation, and how its output would be read."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    tail: str
+    """What the template wrote behind the last message."""
+    begins_in_reasoning: bool
+    chat_template: str | None
+    tools_shown_as: str | None
+    """'template' or 'text'; None if the request shows none."""
+    tool_format: str | None
+    """Its name; None if no calls are looked for."""
+    reasoning_format: str | None
+    sampling: SamplingParams
+
+
 class ChatService:
     """Answers requests with one engine. Every method runs on the event loop that runs the engine client."""
 
@@ -111,6 +128,43 @@ class ChatService:
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of a conversation's prompt; computes nothing. Raises as `chat` does."""
         return len((await self._encode_chat(request, self._info())).prompt)
+
+    async def render(self, request: ChatRequest) -> Rendered:
+        """What a conversation becomes; computes nothing. Raises as `chat` does."""
+        info = self._info()
+        sampling = enforced(request, self.formats)
+        one = await self._encode_chat(request, info)
+        shown, formats = shown_tools(request), self.formats
+        return Rendered(
+            text=one.text,
+            token_ids=one.prompt.token_ids,
+            tail=one.tail,
+            begins_in_reasoning=formats.reasoning is not None and formats.reasoning.leaves_open(one.tail),
+            chat_template=self._tokenizer.chat_template,
+            tools_shown_as=("template" if self._encoder.renders_tools else "text") if shown else None,
+            tool_format=formats.tools.name if shown and formats.tools else None,
+            reasoning_format=formats.reasoning.name if formats.reasoning else None,
+            sampling=sampling,
+        )
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of a raw text."""
+        encode = functools.partial(self._tokenizer.encode, add_special_tokens=add_special_tokens)
+        return await _run(encode, text, size=len(text))
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included. Raises InvalidRequest for ids outside the vocabulary."""
+        check_token_ids(token_ids, vocab_size=self._info().vocab_size, param="tokens")
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token."""
+        return self._tokenizer.token_text(token_id)
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._tokenizer.chat_template is not None
 
     async def complete(self, request: CompletionRequest) -> EventStream:
         """Continue raw text or token ids; raises as `chat` does."""

@@ -173,10 +173,10 @@ class Config:
     break_thinking_loops: bool = setting(True, group="defaults")
     """Close reasoning that repeats itself exactly, over and over."""
     tool_call_parser: str = setting("auto", group="defaults", metavar="NAME")
-    """Format in which the model writes tool calls: a name or alias of docs/tools.md, auto (told from the chat
+    """Format in which the model writes tool calls: a name of docs/reference/parsers.md, auto (told from the chat
     template), or none to leave calls in the text."""
     reasoning_parser: str = setting("auto", group="defaults", metavar="NAME")
-    """Format in which the model marks its reasoning: a name or alias of docs/tools.md, auto (told from the chat
+    """Format in which the model marks its reasoning: a name of docs/reference/parsers.md, auto (told from the chat
     template), or none to leave reasoning in the text."""
     default_chat_template_kwargs: dict[str, Any] | None = setting(None, group="defaults", metavar="JSON")
     """Variables for the chat template, as a JSON object; a request may override each."""

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.openapi import json_answers
-from vllm_mlx.api.wire.answers import ModelCard, ModelList
+from vllm_mlx.api.wire.answers import Capabilities, ModelCard, ModelList
 
 
 def router(context: Context) -> APIRouter:
@@ -30,12 +30,24 @@ def router(context: Context) -> APIRouter:
 
 
 def _card(context: Context) -> ModelCard:
-    info = context.engine.status().info
+    info, service = context.engine.status().info, context.service
+    tools, reasoning = service.formats.tools, service.formats.reasoning
+    max_model_len = info.max_model_len if info else None
     return ModelCard(
         id=context.config.model_name,
         created=context.started_at,
-        max_model_len=info.max_model_len if info else None,
+        max_model_len=max_model_len,
+        context_length=max_model_len,
         root=context.config.model,
+        capabilities=Capabilities(
+            completions=True,
+            chat=service.has_chat,
+            tools=service.has_chat and tools is not None,
+            reasoning=service.has_chat and reasoning is not None,
+        ),
+        tool_call_parser=tools.name if tools else None,
+        reasoning_parser=reasoning.name if reasoning else None,
+        defaults=dict(service.sampling_defaults),
     )
 
 

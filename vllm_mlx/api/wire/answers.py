@@ -196,13 +196,37 @@ class CompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag="tex
     cache: CacheAnswer | UnsetType = UNSET
 
 
+class Capabilities(msgspec.Struct, frozen=True):
+    """What requests may ask of a model."""
+
+    completions: bool
+    chat: bool
+    """Whether it has a chat template."""
+    tools: bool
+    """Whether its tool calls are read."""
+    reasoning: bool
+    """Whether it marks what it thinks before it answers."""
+    vision: bool = False
+    audio: bool = False
+
+
 class ModelCard(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
     """A model that this server serves."""
 
     id: str
     created: int
     max_model_len: int | None
+    """Most tokens, prompt and output together; null while it loads."""
+    context_length: int | None
+    """The same."""
     root: str
+    capabilities: Capabilities
+    tool_call_parser: str | None
+    """Name of the format of its tool calls; null if none are read."""
+    reasoning_parser: str | None
+    """Name of the format of its reasoning; null if none is read."""
+    defaults: dict[str, Any]
+    """Sampling parameters of requests that give none, where they differ from OpenAI's."""
     owned_by: str = "vllm-mlx"
 
 

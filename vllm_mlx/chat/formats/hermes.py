@@ -50,7 +50,7 @@ FORMATS = (
     ),
     ToolFormat(
         name="qwen3_xml",
-        aliases=("qwen3_coder", "qwen3.5", "qwen3.6", "qwen3_next"),
+        aliases=("qwen3_coder", "qwenxml", "qwen3.5", "qwen3.6", "qwen3_next"),
         openers=(TAGGED, FUNCTION),
         parse=parse_qwen3_xml,
         signatures=("<tool_call>", "<function="),
