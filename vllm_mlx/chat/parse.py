@@ -23,6 +23,8 @@ _NOTHING_YET = re.compile(r"\s*(<[\w/]*(=[\w.-]*)?)?")
 _MAX_NOTHING = 64
 _MAX_CUT_OFF = 16
 """After so many payloads that the end cut off, the rest is text: each of them was read up to the end."""
+_NEVER_BEHIND = {"[": r"[^\s{\w.:-]", "{": r'[^\s"}]'}
+"""What no format has behind a bare bracket: there it begins no call, and is not tried as one."""
 _NO_REASONING = ReasoningFormat(name="none")
 
 Running = Parsing[None]
@@ -67,7 +69,7 @@ class OutputParser:
         """White space at the beginning of a stretch of the answer; dropped if no more than that comes."""
         self._is_blank = True
         """Whether the present stretch of the answer, or of reasoning, has no text yet."""
-        self._answer_marks = Markers(self._marks_in_answer())
+        self._answer_marks = Markers(self._marks_in_answer(), never_before=_NEVER_BEHIND)
         self._thinking_marks = Markers(self._marks_in_thinking())
         self._running = self._run()
 

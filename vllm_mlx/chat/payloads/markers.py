@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class Markers:
-    """A set of literal strings to look for; where two begin at one place, the longer counts."""
+    """A set of literal strings to look for; where two begin at one place, the longer counts.
 
-    def __init__(self, literals: Iterable[str]) -> None:
+    `never_before` has patterns of a character by literal: a literal with such a character behind it is passed over.
+    """
+
+    def __init__(self, literals: Iterable[str], *, never_before: Mapping[str, str] = {}) -> None:
         longest_first = sorted(
             {literal for literal in literals if literal}, key=lambda literal: (-len(literal), literal)
         )
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        alone = {literal: f"(?!{behind})" for literal, behind in never_before.items()}
+        patterns = [re.escape(literal) + alone.get(literal, "") for literal in longest_first]
+        self._pattern = re.compile("|".join(patterns) or r"(?!)")
         self._prefixes = frozenset(literal[:end] for literal in longest_first for end in range(1, len(literal)))
         firsts = "".join(sorted({literal[0] for literal in longest_first}))
         self._firsts = re.compile(f"[{re.escape(firsts)}]") if firsts else re.compile(r"(?!)")
@@ -39,3 +45,9 @@ class Markers:
                 return start
             start += 1
         return len(text)
+
+
+@functools.lru_cache(maxsize=256)
+def markers_of(literals: tuple[str, ...]) -> Markers:
+    """The same set again and again; building one takes longer than looking for its markers in a short text."""
+    return Markers(literals)

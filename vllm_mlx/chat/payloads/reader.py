@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from vllm_mlx.chat.payloads.actions import NotACall, Parsing
-from vllm_mlx.chat.payloads.markers import Markers
+from vllm_mlx.chat.payloads.markers import Markers, markers_of
 
 _SPACE = re.compile(r"\s+")
 
@@ -23,9 +23,12 @@ class Reader:
         self._text = ""
         self._at = 0
         self._taken: list[str] = []
+        self._marked_at: int | None = 0
+        """Where the mark lies in the present text; None if text from before a feed was taken since."""
 
     def feed(self, text: str) -> None:
         """More text arrived."""
+        self._marked_at = 0 if self._marked_at == self._at else None
         self._text = self._text[self._at :] + text
         self._at = 0
 
@@ -36,17 +39,21 @@ class Reader:
     def mark(self) -> None:
         """What was taken until now is settled."""
         self._taken.clear()
+        self._marked_at = self._at
 
     def restore(self) -> None:
         """Put back what was taken since the mark."""
-        if self._taken:
+        if self._marked_at is not None:
+            self._at = self._marked_at
+        elif self._taken:
             self._text = "".join(self._taken) + self._text[self._at :]
-            self._at = 0
-            self._taken.clear()
+            self._at = self._marked_at = 0
+        self._taken.clear()
 
     def mark_before(self, marker: str) -> None:
         """Like `mark`, but the marker that `advance` has just found can still be put back."""
         self._taken[:] = [marker]
+        self._marked_at = self._at - len(marker)
 
     @property
     def is_empty(self) -> bool:
@@ -62,7 +69,7 @@ class Reader:
 
     def until(self, *literals: str) -> Parsing[tuple[str, str]]:
         """All text before the first of some markers, and that marker. Raises NotACall if none ever comes."""
-        markers = Markers(literals)
+        markers = markers_of(literals)
         pieces = []
         while True:
             piece, marker = self.advance(markers)
@@ -120,7 +127,9 @@ class Reader:
         """Put back the white space that was taken last, as far as it was taken since the mark."""
         taken = "".join(self._taken)
         space = taken[len(taken.rstrip()) :]
-        if space:
+        if self._marked_at is not None:
+            self._at -= len(space)
+        elif space:
             self._text = space + self._text[self._at :]
             self._at = 0
 
@@ -139,6 +148,8 @@ class Reader:
         self._at -= len(text)
         if self._taken:
             self._taken[-1] = self._taken[-1].removesuffix(text)
+        if self._marked_at is not None:
+            self._marked_at = min(self._marked_at, self._at)
 
     def _take(self, length: int) -> None:
         if length:
