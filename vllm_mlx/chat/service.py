@@ -286,9 +286,7 @@ class ChatService:
             decoder.close_reasoning()
         return decoder
 
-    def _reading(
-        self, request: ChatRequest, one: Encoded, *, choice: int, max_output: int | None
-    ) -> Reading | None:
+    def _reading(self, request: ChatRequest, one: Encoded, *, choice: int, max_output: int | None) -> Reading | None:
         """How a choice's text is read; None if all of it is the answer."""
         tools = shown_tools(request)
         formats = self.formats
