@@ -29,6 +29,21 @@ def test_chat_answers(demo_llm: LLM) -> None:
     assert 0 < output.usage.completion_tokens <= 8
 
 
+def test_tools_are_shown_to_a_model_whose_template_knows_none(demo_llm: LLM) -> None:
+    tool = {"type": "function", "function": {"name": "get_weather", "description": "Get the weather of a city."}}
+    [plain] = demo_llm.chat(QUESTION, GREEDY)
+    [output] = demo_llm.chat(QUESTION, GREEDY, tools=[tool])
+    assert output.usage.prompt_tokens > plain.usage.prompt_tokens + 50
+    assert output.text or output.outputs[0].tool_calls
+    assert output.outputs[0].reasoning == ""
+
+
+def test_wrong_tool_is_named(demo_llm: LLM) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        demo_llm.chat(QUESTION, GREEDY, tools=[{"type": "function", "function": {}}])
+    assert caught.value.param == "tools.0.function.name"
+
+
 def test_batch_gives_the_answers_of_single_calls_in_order(demo_llm: LLM) -> None:
     prompts = ["The capital of France is", "1, 2, 3, 4,", "Once upon a time"]
     single = [demo_llm.generate(prompt, GREEDY)[0].text for prompt in prompts]

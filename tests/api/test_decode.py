@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from vllm_mlx.api.batches.background import BACKGROUND_PRIORITY
 from vllm_mlx.api.wire.base import WireModel
 from vllm_mlx.api.wire.chat_completions import ChatCompletionBody, chat_request
 from vllm_mlx.api.wire.completions import CompletionBody, completion_request
 from vllm_mlx.api.wire.decode import decode
+from vllm_mlx.api.wire.sampling import MAX_PRIORITY
 from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Message, TextPart, ToolCall
 from vllm_mlx.core.errors import InvalidRequest
 
@@ -95,6 +97,14 @@ def test_chat_error_names_the_field(fields: dict[str, Any], param: str, text: st
         chat(**fields)
     assert caught.value.param == param
     assert text in caught.value.message
+
+
+def test_tier_and_number_order_requests_above_the_background() -> None:
+    asked = [("priority", 9), ("priority", MAX_PRIORITY), (None, -1), ("auto", 0), ("flex", -MAX_PRIORITY), ("flex", 5)]
+    given = [chat(service_tier=tier, priority=number).priority for tier, number in asked]
+    assert given == sorted(given, reverse=True)
+    assert len(set(given)) == len(given)
+    assert min(given) > BACKGROUND_PRIORITY
 
 
 COMPLETION_ERRORS = [

@@ -210,6 +210,16 @@ async def test_only_allowed_tools_are_shown(thinker: httpx.AsyncClient, says: Sa
     assert '"weather"' not in says.prompts[-1]
 
 
+async def test_cache_report_says_that_tools_differ(client: httpx.AsyncClient, says: Says) -> None:
+    says.text = "x"
+    messages = [{"role": "system", "content": "the quick brown fox " * 20}, *ASK]
+    reasons = []
+    for tools in ([TOOL], [OTHER], [OTHER]):
+        body = {"messages": messages, "tools": tools, "cache_report": True, "max_tokens": 4}
+        reasons.append((await client.post(PATH, json=body)).json()["cache"]["reason"])
+    assert reasons[1:] == ["different_tools", "hit"]
+
+
 async def test_reasoning_comes_under_both_names_and_is_counted(thinker: httpx.AsyncClient, says: Says) -> None:
     choice = await ask(thinker, says, "Let me see.\n</think>\n\nIt rains.")
     message = choice["message"]

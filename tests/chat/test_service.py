@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 
 from vllm_mlx.chat.collect import collect
@@ -378,6 +379,14 @@ async def test_explaining_computes_nothing_and_agrees_with_the_request_that_foll
     assert explanation.difference.given.startswith("Something else")
     assert server.engine.status().stats.num_tokens == before
     assert await answered(server, asked) == (match.num_found, "different_messages")
+
+
+async def test_priority_reaches_the_engine(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await serve(Answer((5, 6, 7)))
+    seen, generate = [], server.engine.generate
+    monkeypatch.setattr(server.engine, "generate", lambda submit: seen.append(submit.priority) or generate(submit))
+    await answered(server, msgspec.structs.replace(conversation(SYSTEM_TEXT), priority=-3))
+    assert seen == [-3]
 
 
 async def test_billing_line_does_not_spoil_the_prefix_unless_it_is_kept(serve: Serve) -> None:

@@ -17,8 +17,8 @@ from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.sampling import MAX_TOP_LOGPROBS
 
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority"]
-_TIER_PRIORITY = MappingProxyType({"flex": -(2**32), "priority": 2**32})
-"""Further apart than any numbers that clients send."""
+_TIER_PRIORITY = MappingProxyType({"flex": -(1 << 24), "priority": 1 << 24})
+"""Further apart than any numbers that clients may send, and still above work in the background."""
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 

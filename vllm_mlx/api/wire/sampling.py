@@ -12,6 +12,7 @@ from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.sampling import SamplingParams, merge
 
 MAX_STOP_STRINGS = 16
+MAX_PRIORITY = 1_000_000
 
 _OWN_NAMES = (
     "n",
@@ -85,8 +86,8 @@ class GenerationBody(WireModel):
     """Tokens at which generation ends."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the request is given up; the server's --timeout if absent."""
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
-    """Requests with a lower number go first and are interrupted last; 0 if absent."""
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    """Requests with a lower number go first and are interrupted last; 0 if absent, at most a million either way."""
     cache_report: bool | None = None
     """Say in the answer, as `cache`, how much of the prompt was found and why no more; a stream ends with it."""
     user: str | None = None
