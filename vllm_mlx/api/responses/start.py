@@ -79,6 +79,7 @@ async def _start(body: ResponsesBody, record: RequestRecord, context: Context, *
             timeout_s=body.timeout,
             wants_cache_report=bool(body.cache_report),
             priority=priority_of(body),
+            thinking_budget=body.thinking_token_budget,
         )
         if body.truncation == "auto":
             asked = await truncated(context.service, asked)

@@ -152,6 +152,8 @@ class ResponsesBody(GenerationBody, PromptFields):
 
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens to generate, reasoning and calls included."""
+    thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
+    """Most tokens of reasoning; then the answer is made to begin."""
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     """Accepted: it limits built-in tools, and the server has none."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

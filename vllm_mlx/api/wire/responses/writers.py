@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,8 +20,8 @@ from vllm_mlx.api.wire.responses.answers import (
     ReasoningText,
     SummaryText,
 )
+from vllm_mlx.api.wire.responses.freeform import FreeformReader
 from vllm_mlx.api.wire.responses.tools import Origin
-from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT
 
 Unnumbered = Callable[..., events.StreamEvent]
 """An event that lacks its place in the stream: call it with `sequence_number`."""
@@ -175,41 +174,27 @@ class CustomCallWriter(_Text):
         super().__init__(item_id, output_index)
         self._call_id = call_id
         self._origin = origin
+        self._reader = FreeformReader()
 
     def opening(self) -> Iterator[Unnumbered]:
         """Nothing: the item itself says which tool."""
         return iter(())
 
     def growing(self, text: str, logprobs: Sequence[TokenLogprobAnswer]) -> Iterator[Unnumbered]:
-        """Nothing yet: the text is known when the arguments are whole."""
-        self._pieces.append(text)
-        return iter(())
+        """A piece of the text, if this much of the arguments has one."""
+        yield from self._more(self._reader.more(text))
 
     def closing(self, status: str) -> Iterator[Unnumbered]:
         """The text."""
-        text = freeform_text(self.text)
-        if text:
-            yield self._event(events.CustomInputDelta, delta=text)
-        yield self._event(events.CustomInputDone, input=text)
+        yield from self._more(self._reader.rest())
+        yield self._event(events.CustomInputDone, input=self._reader.text)
 
     def item(self, status: str) -> CustomToolCallItem:
         """The call."""
-        text = "" if status == "in_progress" else freeform_text(self.text)
         space = self._origin.namespace or msgspec.UNSET
+        text = self._reader.text
         return CustomToolCallItem(self.id, status, self._call_id, self._origin.name, text, space)
 
-
-def freeform_text(arguments: str) -> str:
-    """The text in the arguments of a freeform tool, also of arguments that were cut off.
-
-    Whatever is not an object with that one argument is the text itself: nothing the model wrote is lost.
-    """
-    for ending in ("", '"}', '\\"}', "}"):
-        try:
-            value = json.loads(arguments + ending, strict=False)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and value.keys() == {FREEFORM_ARGUMENT}:
-            text = value[FREEFORM_ARGUMENT]
-            return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-    return arguments
+    def _more(self, text: str) -> Iterator[Unnumbered]:
+        if text:
+            yield self._event(events.CustomInputDelta, delta=text)
