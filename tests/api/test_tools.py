@@ -305,6 +305,21 @@ async def test_special_tokens_may_be_shown(client: httpx.AsyncClient, says: Says
     assert (await ask(client, says, text, skip_special_tokens=False))["message"]["content"] == text
 
 
+async def test_token_ids_are_returned_when_asked_for(client: httpx.AsyncClient, says: Says, parts: Parts) -> None:
+    says.text = "one two"
+    body = {"messages": ASK, "temperature": 0, "return_token_ids": True}
+    answer = (await client.post(PATH, json=body)).json()
+    ids = answer["choices"][0]["token_ids"]
+    assert parts.tokenizer.decode(ids) == "one two"
+    assert len(ids) == answer["usage"]["completion_tokens"]
+    assert ids[-1] == EOS_ID
+    assert parts.tokenizer.decode(answer["prompt_token_ids"], skip_special_tokens=False) == says.prompts[-1]
+    streamed = (await client.post(PATH, json={**body, "stream": True})).text.split("\n\n")
+    last = json.loads(streamed[-3].removeprefix("data: "))
+    assert (last["prompt_token_ids"], last["choices"][0]["token_ids"]) == (answer["prompt_token_ids"], ids)
+    assert "token_ids" not in (await ask(client, says, "one two"))
+
+
 async def test_service_tier_is_named_in_the_answer(client: httpx.AsyncClient, says: Says) -> None:
     says.text = "yes"
     for given, served in (("flex", "flex"), ("auto", "default"), ("priority", "priority")):
@@ -329,6 +344,8 @@ async def test_service_tier_is_named_in_the_answer(client: httpx.AsyncClient, sa
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"service_tier": "best"}, "service_tier"),
         ({"store": True}, "store"),
+        ({"allowed_token_ids": [5]}, "allowed_token_ids"),
+        ({"bad_words": ["x"]}, "bad_words"),
     ],
 )
 async def test_refusal_names_the_field(client: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:

@@ -57,9 +57,10 @@ class ChoiceDecoder:
         echo: str = "",
         counts_prompt: bool = True,
         reading: Reading | None = None,
+        tells_token_ids: bool = False,
     ) -> None:
         """`echo` begins the text. `counts_prompt`: whether this choice's usage has the prompt's tokens. Without
-        `reading` all text is the answer.
+        `reading` all text is the answer. `tells_token_ids`: whether its end has them.
         """
         self._tokenizer = tokenizer
         self._choice = choice
@@ -85,6 +86,7 @@ class ChoiceDecoder:
         """Tokens not yet reported, each with where in the generated text its own text begins."""
         self._has_enough = False
         self._limit = reading.limit if reading else None
+        self._told_prompt_ids = tuple(prompt_ids) if tells_token_ids else None
         self._token_ids: list[int] = []
         """Of the output, as far as the limit may need them."""
         self._going_on: tuple[int, ...] | None = None
@@ -108,6 +110,7 @@ class ChoiceDecoder:
                 return self._delta()
         if output.finish is not None:
             self._num_tokens += has_stop_token
+            self._token_ids += output.token_ids[num_shown:]
             return self._end(output.finish)
         if self._num_tokens - self._num_sent < self._stream_interval:
             return []
@@ -136,7 +139,7 @@ class ChoiceDecoder:
     def _take(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """Count one token and release the text that it makes certain."""
         self._num_tokens += 1
-        if self._limit is not None:
+        if self._limit is not None or self._told_prompt_ids is not None:
             self._token_ids.append(token_id)
         if logprobs is not None:
             self._infos.append((self._num_decoded, self._info(token_id, logprobs)))
@@ -236,7 +239,11 @@ class ChoiceDecoder:
             cached_tokens=(self.num_cached or 0) if self.counts_prompt else 0,
             reasoning_tokens=self._num_thought,
         )
-        return [*self._delta(), Finish(self._choice, reason, usage, self._stop.matched, self._queued_s)]
+        end = Finish(self._choice, reason, usage, self._stop.matched, self._queued_s)
+        if self._told_prompt_ids is not None:
+            told = self._told_prompt_ids
+            end = msgspec.structs.replace(end, prompt_token_ids=told, token_ids=tuple(self._token_ids))
+        return [*self._delta(), end]
 
     def _info(self, token_id: int, logprobs: TokenLogprobs) -> TokenInfo:
         top = zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)

@@ -25,6 +25,9 @@ class CollectedChoice(msgspec.Struct, frozen=True):
     """What the model thought before it answered."""
     tool_calls: tuple[ToolCall, ...] = ()
     """In the order in which it made them."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """Filled only if the request wants token ids; so is the next."""
+    token_ids: tuple[int, ...] = ()
 
 
 class Collected(msgspec.Struct, frozen=True):
@@ -68,6 +71,8 @@ def _fold(deltas: list[Event], finish: Finish) -> CollectedChoice:
         ),
         reasoning="".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta)),
         tool_calls=folded_calls(deltas),
+        prompt_token_ids=finish.prompt_token_ids,
+        token_ids=finish.token_ids,
     )
 
 

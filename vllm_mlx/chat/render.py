@@ -111,7 +111,7 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     """Templates expect an object; anything else stays the text that the model wrote."""
     try:
-        value = json.loads(text)
+        value = json.loads(text or "{}")
     except ValueError:
         return text
     return value if isinstance(value, dict) else text

@@ -281,6 +281,7 @@ class ChatService:
             echo=one.echo,
             counts_prompt=is_first,
             reading=reading,
+            tells_token_ids=isinstance(request, ChatRequest) and request.wants_token_ids,
         )
         if reading and reading.limit and reading.limit.is_spent and reading.parser.begins_thinking:
             decoder.close_reasoning()

@@ -10,7 +10,7 @@ from vllm_mlx.core import log
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import RequestError
 from vllm_mlx.core.messages import FinishReason
-from vllm_mlx.llm import LLM
+from vllm_mlx.llm import LLM, Chunk
 
 PROMPT = "> "
 HELP = """\
@@ -18,6 +18,7 @@ HELP = """\
 /exit   leave (so do Ctrl-D, and Ctrl-C while nothing is being written)
 /help   this text
 Ctrl-C stops an answer."""
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _UNPRINTABLE = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t")
 """Control characters, which could drive the terminal."""
 
@@ -44,6 +45,7 @@ class _Conversation:
         self._is_terminal = is_terminal
         self._messages: list[dict[str, Any]] = []
         self._has_failed = False
+        self._is_thinking = False
 
     def run(self) -> int:
         """Until the input ends, or /exit."""
@@ -77,6 +79,14 @@ class _Conversation:
         else:
             print(f"Unknown command {line}; /help shows what there is.", file=sys.stderr)
 
+    def _show(self, chunk: Chunk) -> None:
+        """Print a piece; what the model thinks stands in lines of its own, dimmed on a terminal."""
+        thought, text = chunk.reasoning.translate(_UNPRINTABLE), chunk.text.translate(_UNPRINTABLE)
+        if self._is_thinking and text:
+            print()
+        self._is_thinking = bool(thought) or (self._is_thinking and not text and chunk.finish_reason is None)
+        print(f"{_DIM}{thought}{_PLAIN}" if thought and sys.stdout.isatty() else thought + text, end="", flush=True)
+
     def _answer(self, question: str) -> None:
         """Print an answer as it comes, and remember both; a refused question is forgotten."""
         self._messages.append({"role": "user", "content": question})
@@ -85,7 +95,7 @@ class _Conversation:
         try:
             for chunk in self._llm.stream(self._messages):
                 pieces.append(chunk.text)
-                print(chunk.text.translate(_UNPRINTABLE), end="", flush=True)
+                self._show(chunk)
                 if chunk.finish_reason is FinishReason.LENGTH:
                     note = "[the limit of tokens is reached]"
         except KeyboardInterrupt:

@@ -85,6 +85,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     """Higher goes first; see `core.messages.Submit`."""
     add_generation_prompt: bool = True
     """Whether the prompt ends with the beginning of an answer."""
+    wants_token_ids: bool = False
+    """Tell the tokens of prompt and output at the end."""
     continue_final_message: bool = False
     """Whether the answer goes on with the last message instead; then no beginning of an answer is added."""
 

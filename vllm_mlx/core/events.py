@@ -74,6 +74,10 @@ class Finish(msgspec.Struct, frozen=True):
     stop_string: str | None = None
     queued_s: float | None = None
     """How long it waited before its prompt was begun, if the engine said."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """Filled only if the request wants token ids; so is the next."""
+    token_ids: tuple[int, ...] = ()
+    """All that were generated, a stop token included."""
 
 
 Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish

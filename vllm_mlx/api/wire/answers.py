@@ -119,6 +119,8 @@ class ChatChoice(msgspec.Struct, frozen=True):
     message: ChatMessageAnswer
     logprobs: ChatLogprobs | None
     finish_reason: str
+    token_ids: list[int] | UnsetType = UNSET
+    """All that were generated; only with `return_token_ids`."""
 
 
 class ChatCompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag="chat.completion"):
@@ -132,6 +134,8 @@ class ChatCompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag=
     system_fingerprint: str
     service_tier: str = "default"
     """The one that the request was served in."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """Only with `return_token_ids`."""
     cache: CacheAnswer | UnsetType = UNSET
 
 
@@ -152,6 +156,8 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    """All of the choice, in its last piece; only with `return_token_ids`."""
 
 
 class ChatChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.completion.chunk"):
@@ -163,6 +169,8 @@ class ChatChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.compl
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: UsageAnswer | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """In the last piece of each choice; only with `return_token_ids`."""
     cache: CacheAnswer | UnsetType = UNSET
 
 

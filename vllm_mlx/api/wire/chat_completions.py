@@ -81,6 +81,8 @@ class ChatCompletionBody(GenerationBody):
     """`auto`: the model decides; `none`: it is not told of the tools; `required`; a function; or `allowed_tools`."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends after its first call."""
+    return_token_ids: bool | None = None
+    """Return the token ids of the prompt, and of each choice; a stream has them in each choice's last chunk."""
     include_reasoning: bool | None = None
     """False leaves the model's reasoning out of the answer; it is counted all the same."""
     add_generation_prompt: bool | None = None
@@ -105,6 +107,10 @@ class ChatCompletionBody(GenerationBody):
     """Accepted; not used."""
     audio: None = None
     """This model writes text only."""
+    allowed_token_ids: None = None
+    """Forbid tokens one by one with `logit_bias`."""
+    bad_words: None = None
+    """Forbid tokens one by one with `logit_bias`."""
     functions: None = None
     """Deprecated by OpenAI."""
     function_call: None = None
@@ -141,6 +147,7 @@ def chat_request(
         priority=tier_priority(body.service_tier) - (body.priority or 0),
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
+        wants_token_ids=bool(body.return_token_ids),
     )
 
 

@@ -68,7 +68,8 @@ class ChatEncoder:
                 yield self._piece(event.choice, Delta(tool_calls=[_call_piece(event)]), ())
             case Finish():
                 reason = _reason(event.reason, has_calls=event.choice in self._called)
-                yield self._chunk([ChunkChoice(event.choice, _NOTHING, None, reason)])
+                chunk = self._chunk([ChunkChoice(event.choice, _NOTHING, None, reason, _ids(event.token_ids))])
+                yield msgspec.structs.replace(chunk, prompt_token_ids=_ids(event.prompt_token_ids))
 
     def last_chunk(self, usage: Usage, cache: Cache) -> ChatChunk | None:
         """The chunk of counts and of the cache report, if the stream includes one of them."""
@@ -82,8 +83,9 @@ class ChatEncoder:
         choices = [self._choice(index, choice) for index, choice in enumerate(collected.choices)]
         usage = usage_answer(collected.usage)
         fingerprint = head.system_fingerprint
+        prompt_ids = _ids(collected.choices[0].prompt_token_ids) if collected.choices else msgspec.UNSET
         return ChatCompletionAnswer(
-            head.id, head.created, head.model, choices, usage, fingerprint, self._service_tier, cache=cache
+            head.id, head.created, head.model, choices, usage, fingerprint, self._service_tier, prompt_ids, cache=cache
         )
 
     def _choice(self, index: int, choice: CollectedChoice) -> ChatChoice:
@@ -95,7 +97,7 @@ class ChatEncoder:
         text = choice.text or (None if calls else "")
         message = ChatMessageAnswer(text, thought, thought, calls or msgspec.UNSET)
         reason = _reason(choice.reason, has_calls=bool(calls))
-        return ChatChoice(index, message, self._logprobs(choice.tokens), reason)
+        return ChatChoice(index, message, self._logprobs(choice.tokens), reason, _ids(choice.token_ids))
 
     def _piece(self, choice: int, delta: Delta, tokens: Sequence[TokenInfo]) -> ChatChunk:
         return self._chunk([ChunkChoice(choice, delta, self._logprobs(tokens) if tokens else None)])
@@ -106,6 +108,10 @@ class ChatEncoder:
 
     def _logprobs(self, tokens: Sequence[TokenInfo]) -> ChatLogprobs | None:
         return ChatLogprobs([token_answer(token) for token in tokens]) if self._has_logprobs else None
+
+
+def _ids(token_ids: Sequence[int]) -> list[int] | msgspec.UnsetType:
+    return list(token_ids) or msgspec.UNSET
 
 
 def _reason(reason: FinishReason, *, has_calls: bool) -> str:
