@@ -70,7 +70,7 @@ class World:
         for one in submits:
             self.scheduler.submit(one)
         while self.scheduler.has_work or self.in_flight:
-            if self.scheduler.waits_for_disk:
+            if self.scheduler.waits_for_threads:
                 time.sleep(0.001)
             self.round()
 

@@ -86,6 +86,11 @@ class Tokenizer:
         """The text of one token on its own, U+FFFD where its bytes are no whole character."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
+    def serialised(self) -> str:
+        """The whole tokenizer in the format of tokenizer.json."""
+        text: str = self._backend.to_str()
+        return text
+
     def token_id(self, piece: str) -> int | None:
         """The id of an entry of the vocabulary."""
         found: int | None = self._backend.token_to_id(piece)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.grammar import Grammars, GrammarsFactory
 from vllm_mlx.core.messages import EngineClient
 from vllm_mlx.core.step import ProgressCallback
 from vllm_mlx.kv.tiers.ssd import check_settings
@@ -33,11 +34,26 @@ def open_engine(config: Config, path: Path, *, on_progress: ProgressCallback | N
         from vllm_mlx.runner.load import create_runner_factory
 
         factory = create_runner_factory(path, config)
-        return ThreadEngine(factory, config, on_progress=on_progress, leave_thread=end_streams)
+        return ThreadEngine(
+            factory, config, on_progress=on_progress, leave_thread=end_streams, grammars=grammars_of(path, config)
+        )
     from vllm_mlx.engine.process import ProcessEngine
 
     environment = _child_environment(config, path)
     return ProcessEngine(CHILD_COMMAND, config=config, env=environment, on_progress=on_progress)
+
+
+def grammars_of(path: Path, config: Config) -> GrammarsFactory:
+    """What an engine for the model folder `path` needs to follow grammars; loads nothing yet."""
+
+    def load(vocab_size: int) -> Grammars:
+        from vllm_mlx.chat.grammars import TokenGrammars
+        from vllm_mlx.chat.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(path, trust_remote_code=config.trust_remote_code)
+        return TokenGrammars(tokenizer, vocab_size=vocab_size)
+
+    return load
 
 
 def read_child_environment() -> tuple[Path, Config]:

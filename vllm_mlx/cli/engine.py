@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from vllm_mlx.cli.compose import read_child_environment
+from vllm_mlx.cli.compose import grammars_of, read_child_environment
 from vllm_mlx.core import log
 from vllm_mlx.core.step import ProgressCallback, Runner
 
@@ -29,7 +29,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return runner
 
-    return run_child(sys.argv[1], factory=factory, config=config)
+    return run_child(sys.argv[1], factory=factory, config=config, grammars=grammars_of(path, config))
 
 
 if __name__ == "__main__":

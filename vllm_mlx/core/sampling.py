@@ -51,6 +51,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     """None: no log-probabilities. 0: of the chosen token. k: also of the k most likely tokens."""
+    grammar: str | None = None
+    """What the text must look like, in llguidance's serialised form. Applied after penalties and bias, before all that
+    limits the candidates; `min_tokens` yields where the text can only end, and `ignore_eos` where it has ended."""
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, 128)

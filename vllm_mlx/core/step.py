@@ -7,11 +7,13 @@ the last sampled token of every slot on the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from vllm_mlx.core.cachespec import CacheSpec
+from vllm_mlx.core.grammar import TokenMasks
 from vllm_mlx.core.sampling import SamplingParams
 
 
@@ -80,6 +82,8 @@ class Step(msgspec.Struct, frozen=True):
     decodes: tuple[DecodeRow, ...] = ()
     checkpoints: tuple[tuple[int, int], ...] = ()
     """(slot, number of a new checkpoint), taken once the rows above are computed."""
+    constrained: tuple[int, ...] = ()
+    """Sampled slots whose tokens must be ones that a grammar allows. Which these are is told by `Runner.sample`."""
 
     @property
     def sampled_slots(self) -> tuple[int, ...]:
@@ -184,7 +188,18 @@ class Runner(Protocol):
         ...
 
     def launch(self, step: Step) -> Any:
-        """Start a step without waiting for it; returns a handle for `collect`, never None."""
+        """Start a step without waiting for it; returns a handle for `collect`, never None.
+
+        A step with constrained slots is computed up to its logits: `sample` must follow before the next launch.
+        """
+        ...
+
+    def sample(self, handle: Any, masks: Callable[[], TokenMasks]) -> None:
+        """Choose the tokens of a launched step that has constrained slots; does not wait for them.
+
+        Called once, for the step launched last. `masks` waits for the masks: it is called when there is nothing else
+        to do for this step.
+        """
         ...
 
     def collect(self, handle: Any) -> StepResult:

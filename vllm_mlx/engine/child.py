@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.grammar import GrammarsFactory
 from vllm_mlx.core.messages import Failed
 from vllm_mlx.core.step import RunnerFactory
 from vllm_mlx.engine.engine import Engine
@@ -20,7 +21,9 @@ from vllm_mlx.engine.transport import SocketInbox, SocketOutbox
 HEARTBEAT_INTERVAL_S = 1.0
 
 
-def run_child(socket_folder: str, *, factory: RunnerFactory, config: Config) -> int:
+def run_child(
+    socket_folder: str, *, factory: RunnerFactory, config: Config, grammars: GrammarsFactory | None = None
+) -> int:
     """Run an engine on this thread until the server ends it or it fails; returns the process's exit code.
 
     Standard input must be the pipe that `ProcessEngine` opened: when it closes, the process exits at once. Nothing
@@ -30,7 +33,7 @@ def run_child(socket_folder: str, *, factory: RunnerFactory, config: Config) -> 
     with zmq.Context() as context:  # leaving it waits until the last messages are sent
         inbox, outbox = SocketInbox(context, socket_folder), SocketOutbox(context, socket_folder)
         try:
-            engine = Engine(factory, config, inbox=inbox, outbox=outbox)
+            engine = Engine(factory, config, inbox=inbox, outbox=outbox, grammars=grammars)
             with Heartbeat(engine, context, socket_folder, stall_timeout_s=config.engine_stall_timeout):
                 engine.run()
         finally:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, Step
+from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, Step, StepResult
 from vllm_mlx.engine.sequence import Sequence
 from vllm_mlx.kv.admission import Orders
 from vllm_mlx.kv.disk import Export
+from vllm_mlx.kv.manager import KVManager
 from vllm_mlx.kv.tiers.record import Kind
 
 
@@ -38,6 +39,21 @@ class Launched(msgspec.Struct, frozen=True):
     rows: list[Row]
     taken: list[Taken]
     exports: tuple[Export, ...]
+    constrained: tuple[Sequence, ...]
+    """Those of `Step.constrained`."""
+
+    def remember(self, kv: KVManager, result: StepResult) -> None:
+        """Give the cache what the step did for it alone."""
+        if self.exports:
+            kv.store(self.exports, result.exported)
+        for taken, size_bytes in zip(self.taken, result.checkpoint_bytes, strict=False):
+            sequence, number, num_computed = taken.sequence, taken.number, taken.num_computed
+            if sequence.slot is None:  # another may have its name by now
+                kv.drop_checkpoint(number)
+                continue
+            kv.keep_checkpoint(
+                sequence.request_id, number, sequence.token_ids, num_computed=num_computed, size_bytes=size_bytes
+            )
 
 
 @dataclass(slots=True)
@@ -58,6 +74,7 @@ class Draft:
 
     def launched(self, number: int, *, released: list[int], orders: Orders) -> Launched:
         """The finished step."""
+        constrained = tuple(row.sequence for row in self.rows if row.samples and row.sequence.constraint is not None)
         numbers = {kind: tuple(each.number for each in orders.exports if each.kind is kind) for kind in Kind}
         step = Step(
             number=number,
@@ -72,5 +89,6 @@ class Draft:
             prefills=tuple(self.prefills),
             decodes=tuple(self.decodes),
             checkpoints=tuple((each.slot, each.number) for each in self.taken),
+            constrained=tuple(sequence.slot for sequence in constrained if sequence.slot is not None),
         )
-        return Launched(step, self.rows, self.taken, orders.exports)
+        return Launched(step, self.rows, self.taken, orders.exports, constrained)

@@ -9,6 +9,7 @@ import msgspec
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError, ModelError
+from vllm_mlx.core.grammar import GrammarsFactory
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import (
     Abort,
@@ -27,6 +28,7 @@ from vllm_mlx.core.messages import (
     ToEngine,
 )
 from vllm_mlx.core.step import Runner, RunnerFactory
+from vllm_mlx.engine.constraints import Constraints
 from vllm_mlx.engine.scheduler import Scheduler
 from vllm_mlx.kv.disk import DiskCache, open_disk
 
@@ -68,9 +70,20 @@ class Engine:
 
     _runner: Runner
     _scheduler: Scheduler
+    _constraints: Constraints
 
-    def __init__(self, factory: RunnerFactory, config: Config, *, inbox: Inbox, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        factory: RunnerFactory,
+        config: Config,
+        *,
+        inbox: Inbox,
+        outbox: Outbox,
+        grammars: GrammarsFactory | None = None,
+    ) -> None:
+        """Without `grammars`, sequences that are to follow one fail."""
         self._factory = factory
+        self._grammars = grammars
         self._config = config
         self._inbox = inbox
         self._outbox = outbox
@@ -91,10 +104,12 @@ class Engine:
         try:
             self._runner = runner = self._factory(self._send_progress)
             self._disk = open_disk(self._config, runner.info)
-            self._scheduler = Scheduler(runner.info, self._config, disk=self._disk)
+            self._constraints = Constraints(self._grammars, vocab_size=runner.info.vocab_size)
+            self._scheduler = Scheduler(runner.info, self._config, disk=self._disk, constraints=self._constraints)
             self._outbox.send(Ready(runner.info))
-            self._loop()
-            self._write_out()
+            with self._constraints:
+                self._loop()
+                self._write_out()
         except (ModelError, ConfigError) as error:
             self._outbox.send(Failed(error.message, is_model_error=True))
         except Exception as error:
@@ -110,10 +125,15 @@ class Engine:
     def _loop(self) -> None:
         """While step N is computed, step N + 1 is planned and launched; only then are N's tokens waited for."""
         while self._receive():
-            launched = self._launch()
-            self._collect()
-            self._in_flight = launched
+            self._round()
             self._tell()
+
+    def _round(self) -> None:
+        self._sample()
+        launched = self._launch()
+        self._collect()
+        self._in_flight = launched
+        self._prepare_masks()
 
     def _receive(self) -> bool:
         """Take messages in, waiting for one if there is nothing else to do; False when the engine is to end."""
@@ -142,6 +162,17 @@ class Engine:
         self.step_started_at = self.step_started_at or time.monotonic()
         return self._runner.launch(step)
 
+    def _sample(self) -> None:
+        """Have the tokens of the step in flight chosen, if grammars have a say in that."""
+        if self._constraints.has_prepared:
+            self._runner.sample(self._in_flight, self._constraints.masks)
+
+    def _prepare_masks(self) -> None:
+        """All tokens before those of the step in flight are known: work out, while it runs, what these may be."""
+        launched = self._scheduler.uncommitted
+        if launched is not None and launched.constrained:
+            self._constraints.prepare(launched.step.constrained, launched.constrained)
+
     def _collect(self) -> None:
         """Wait for the step that was in flight before this round's was launched."""
         if self._in_flight is None:
@@ -163,14 +194,12 @@ class Engine:
         self._scheduler.abort_all()
         deadline = time.monotonic() + WRITE_OUT_TIMEOUT_S
         while self._disk is not None and self._is_busy and time.monotonic() < deadline:
-            launched = self._launch()
-            self._collect()
-            self._in_flight = launched
+            self._round()
 
     @property
     def _pause_s(self) -> float:
         """How long a message may be waited for although there is work."""
-        return DISK_PAUSE_S if self._in_flight is None and self._scheduler.waits_for_disk else 0
+        return DISK_PAUSE_S if self._in_flight is None and self._scheduler.waits_for_threads else 0
 
     @property
     def _is_busy(self) -> bool:

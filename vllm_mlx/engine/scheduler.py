@@ -17,7 +17,8 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import CacheFreed, CacheMatch, FinishReason, Output, Stats, Submit
 from vllm_mlx.core.prompt import Prompt
-from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
+from vllm_mlx.core.step import DecodeRow, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
+from vllm_mlx.engine.constraints import Constraints
 from vllm_mlx.engine.draft import Draft, Launched, Taken
 from vllm_mlx.engine.pace import PrefillPace
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
@@ -29,6 +30,11 @@ log = get_logger("engine")
 MAX_EXPORTS, MAX_IDLE_EXPORTS = 2, 16
 """Pages that leave for the disk in a step that has other work, and in one that has none."""
 _order = attrgetter("order")
+
+
+def _is_prepared(sequence: Sequence) -> bool:
+    """Whether nothing that must precede its first token is still being built."""
+    return sequence.constraint is None or sequence.constraint.is_ready
 
 
 class Scheduler:
@@ -46,12 +52,14 @@ class Scheduler:
         config: Config,
         *,
         disk: DiskCache | None = None,
+        constraints: Constraints | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._info = info
         self._max_sequences = config.max_num_seqs + config.max_waiting
         self._page_size = info.cache.page_size
         self._clock = clock
+        self._constraints = constraints or Constraints(None, vocab_size=info.vocab_size)
         self._kv = KVManager(
             info.num_pages,
             page_size=info.cache.page_size,
@@ -85,9 +93,13 @@ class Scheduler:
             self.abort(request_id)
 
     @property
-    def waits_for_disk(self) -> bool:
-        """Whether all that can be done now is to look again whether the disk is done."""
-        return bool(self._waiting) and not self._running and self._kv.num_reading > 0
+    def waits_for_threads(self) -> bool:
+        """Whether all that can be done now is to look again whether a disk or grammar is ready."""
+        return (
+            bool(self._waiting)
+            and not self._running
+            and (self._kv.num_reading > 0 or not all(map(_is_prepared, self._waiting)))
+        )
 
     def stats(self) -> Stats:
         """The scheduler's part of `Stats`."""
@@ -141,6 +153,8 @@ class Scheduler:
             return
         self._num_arrived += 1
         sequence = Sequence(submit, self._num_arrived, self._clock(), max_len(submit, self._info))
+        if sequence.sampling.grammar is not None:
+            sequence.constraint = self._constraints.begin(sequence.sampling, sequence.token_ids[sequence.num_prompt :])
         reason = sequence.finish_reason()
         if reason:
             self._outputs.append(Output(submit.request_id, finish=reason))
@@ -192,6 +206,12 @@ class Scheduler:
         else:
             self._leave(sequence)
 
+    def _fail(self, sequence: Sequence) -> None:
+        """End a sequence whose grammar cannot be followed."""
+        self._end(sequence)
+        message = sequence.constraint.problem if sequence.constraint else None
+        self._outputs.append(Output(sequence.request_id, finish=FinishReason.ERROR, message=message))
+
     def _end_for_want_of_pages(self, sequence: Sequence) -> None:
         """The pool is too small for one more token."""
         details = fields(id=sequence.request_id, tokens=len(sequence.token_ids), pages=self._kv.num_usable)
@@ -210,7 +230,7 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         self._plan_decodes(draft)
         # A preempted sequence may have a token in flight: nobody is admitted before that has arrived.
-        waiting = self._waiting if num_preemptions == self._num_preemptions else []
+        waiting = self._ready() if num_preemptions == self._num_preemptions else []
         self._plan_prefills(draft, waiting)
         if not draft.rows and not self._kv.has_orders and (self._running or not self._released):
             return None
@@ -221,6 +241,12 @@ class Scheduler:
         self._num_tokens += launched.step.num_tokens
         self._launched.append(launched)
         return launched.step
+
+    def _ready(self) -> list[Sequence]:
+        """Waiting sequences that can be begun; those whose grammar turns out not to work end here."""
+        for sequence in [each for each in self._waiting if each.constraint and each.constraint.problem]:
+            self._fail(sequence)
+        return [sequence for sequence in self._waiting if _is_prepared(sequence)]
 
     def _plan_decodes(self, draft: Draft) -> None:
         """A row for every sequence that can decode and whose next token has a page."""
@@ -306,16 +332,7 @@ class Scheduler:
         if sequence.queued_s is None:  # later it may find what it computed itself
             sequence.num_cached = min(admitted.num_cached, sequence.num_prompt)
             sequence.queued_s = self._clock() - sequence.arrived_at
-        draft.new.append(
-            NewSequence(
-                sequence.slot,
-                sequence.sampling,
-                tuple(sequence.token_ids),
-                sequence.num_prompt,
-                num_cached=admitted.num_cached,
-                checkpoint=admitted.checkpoint,
-            )
-        )
+        draft.new.append(sequence.start(num_cached=admitted.num_cached, checkpoint=admitted.checkpoint))
         return True
 
     def _prefill(self, sequence: Sequence, size: int, draft: Draft) -> None:
@@ -340,6 +357,11 @@ class Scheduler:
 
     # ---- results ----
 
+    @property
+    def uncommitted(self) -> Launched | None:
+        """The oldest step that is not committed."""
+        return self._launched[0] if self._launched else None
+
     def commit(self, result: StepResult) -> None:
         """Take in the tokens of the oldest step that is not committed. Raises ValueError if they are not its own."""
         launched = self._launched.popleft()
@@ -347,7 +369,7 @@ class Scheduler:
         if result.number != step.number or len(result.token_ids) != len(step.sampled_slots):
             raise ValueError(f"step {step.number} has {len(step.sampled_slots)} tokens to come, not {result}")
         self._pace.observe(step, result.elapsed_s)
-        self._commit_cache(launched, result)
+        launched.remember(self._kv, result)
         tokens = zip(result.token_ids, result.logprobs or itertools.repeat(None), strict=False)
         for row in launched.rows:
             token_id, logprobs = next(tokens) if row.samples else (None, None)
@@ -357,21 +379,10 @@ class Scheduler:
                 # Before the token is appended, for that may end the sequence: what it computed is to be remembered.
                 known = row.sequence.token_ids
                 self._kv.commit(row.sequence.request_id, known, num_computed=row.num_computed)
-            if token_id is not None:
+            if row.sequence.constraint is not None and row.sequence.constraint.problem:
+                self._fail(row.sequence)
+            elif token_id is not None:
                 self._append(row.sequence, token_id, logprobs)
-
-    def _commit_cache(self, launched: Launched, result: StepResult) -> None:
-        """Take in what the step did for the cache alone."""
-        if launched.exports:
-            self._kv.store(launched.exports, result.exported)
-        for taken, size_bytes in zip(launched.taken, result.checkpoint_bytes, strict=False):
-            sequence, number, num_computed = taken.sequence, taken.number, taken.num_computed
-            if sequence.slot is None:  # another may have its name by now
-                self._kv.drop_checkpoint(number)
-                continue
-            self._kv.keep_checkpoint(
-                sequence.request_id, number, sequence.token_ids, num_computed=num_computed, size_bytes=size_bytes
-            )
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """A token is known now; tell it, and see whether it was the last."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.sampling import SamplingParams
-from vllm_mlx.core.step import RunnerInfo
+from vllm_mlx.core.step import NewSequence, RunnerInfo
+from vllm_mlx.engine.constraints import Constraint
 
 
 def refusal(submit: Submit, info: RunnerInfo) -> str | None:
@@ -52,6 +53,8 @@ class Sequence:
     """Known tokens: prompt, then output."""
     slot: int | None = None
     """Its place in the runner while it runs."""
+    constraint: Constraint | None = None
+    """The grammar that its output follows, if any."""
     num_computed: int = 0
     num_pending: int = 0
     """Tokens sampled by steps that are not committed yet."""
@@ -96,9 +99,19 @@ class Sequence:
         """Whether one more token may be sampled from its last one."""
         return self.num_computed >= self.num_to_prefill and self.num_tokens < self.max_len
 
+    def start(self, *, num_cached: int, checkpoint: int | None) -> NewSequence:
+        """What the runner is told when it takes its slot."""
+        assert self.slot is not None
+        known = tuple(self.token_ids)
+        return NewSequence(
+            self.slot, self.sampling, known, self.num_prompt, num_cached=num_cached, checkpoint=checkpoint
+        )
+
     def finish_reason(self) -> FinishReason | None:
         """Why the known tokens end the sequence, or None if they do not."""
-        is_stop = self.token_ids[-1] in self.sampling.stop_token_ids
-        if is_stop and self.num_generated > self.sampling.min_tokens:
+        last, num_generated = self.token_ids[-1], self.num_generated
+        if self.constraint is not None and num_generated > 0 and self.constraint.ends_with(last):
+            return FinishReason.STOP
+        if last in self.sampling.stop_token_ids and num_generated > self.sampling.min_tokens:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.token_ids) >= self.max_len else None

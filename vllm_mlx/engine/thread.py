@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.grammar import GrammarsFactory
 from vllm_mlx.core.messages import EngineState, Failed, FromEngine, Shutdown, ToEngine
 from vllm_mlx.core.step import ProgressCallback, RunnerFactory, RunnerInfo
 from vllm_mlx.engine.client import BaseClient, log
@@ -28,10 +29,12 @@ class ThreadEngine(BaseClient):
         *,
         on_progress: ProgressCallback | None = None,
         leave_thread: Callable[[], None] | None = None,
+        grammars: GrammarsFactory | None = None,
     ) -> None:
         """`leave_thread` is the last call on the engine's thread, for what a device library keeps per thread."""
         super().__init__(on_progress)
         self._leave_thread = leave_thread
+        self._grammars = grammars
         self._inbox = _QueueInbox()
         self._factory = factory
         self._config = config
@@ -72,7 +75,7 @@ class ThreadEngine(BaseClient):
         """The thread's main function."""
         outbox = _LoopOutbox(loop, self._receive, self._inbox)
         try:
-            Engine(self._factory, self._config, inbox=self._inbox, outbox=outbox).run()
+            Engine(self._factory, self._config, inbox=self._inbox, outbox=outbox, grammars=self._grammars).run()
         finally:
             if self._leave_thread is not None:
                 self._leave_thread()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.family import Family
+from vllm_mlx.core.grammar import TokenMasks
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import (
@@ -31,6 +32,7 @@ from vllm_mlx.runner.checkpoints import Checkpoint, Checkpoints
 from vllm_mlx.runner.codec import Exports, decode_checkpoint, page_words
 from vllm_mlx.runner.compiled import CompiledSteps
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
+from vllm_mlx.runner.launched import Launched, Unsampled
 from vllm_mlx.runner.layers import ModelLayers, parts_of
 from vllm_mlx.runner.pages import GrowingPages, PageStore
 from vllm_mlx.runner.rows import (
@@ -50,22 +52,6 @@ log = get_logger("runner")
 MAX_UNPLANNED_SCORES = 1 << 21
 """On CUDA, MLX's attention is planned by cuDNN for each shape anew, some 50 ms a shape, unless it gets its mask as an
 array. Chunks with at most so many scores per head gain nothing from a plan that could make up for that."""
-
-
-class Launched(msgspec.Struct, frozen=True, eq=False):
-    """A step under way."""
-
-    step: Step
-    sampled: list[Sampled]
-    order: tuple[int, ...]
-    """Slots in the order of the sampled rows, padding left out."""
-    written: list[mx.array]
-    """All arrays that the step changes: evaluating them carries it out. Emptied once they are under way."""
-    marker: mx.array | None
-    """A number that is there when the step is done; None if it computes nothing."""
-    launched_at: float
-    checkpoint_bytes: tuple[int, ...]
-    exports: Exports
 
 
 class MlxRunner:
@@ -118,13 +104,15 @@ class MlxRunner:
         self._pages.copy(step.copies)
         self._take_slots(step)
         self._checkpoints.drop(step.dropped)
-        sampled, order, logits = self._decode(step.decodes)
+        sampled, order, logits = self._decode(step.decodes, is_constrained=bool(step.constrained))
         for rows, last in self._prefill(step.prefills):
             if rows[-1].samples:
                 order += [SampledRow(row.slot, row.start + len(row.token_ids)) for row in rows]
                 logits.append(last)
-        if logits:
-            sampled.append(self._sample(logits, order[-sum(part.shape[0] for part in logits) :]))
+        unsampled = [Unsampled(logits, order[-sum(part.shape[0] for part in logits) :])] if logits else []
+        if not step.constrained:
+            sampled += [self._sample(rows) for rows in unsampled]
+            unsampled.clear()
         kept = [*self._take_checkpoints(step), *imported]
         slots = tuple(row.slot for row in order)
         written = [*(array for checkpoint in kept for array in checkpoint.arrays()), *self._written(step), *logits]
@@ -133,11 +121,25 @@ class MlxRunner:
             written.append(self._last_tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
         sizes = tuple(checkpoint.nbytes for checkpoint in kept)
-        launched = Launched(step, sampled, slots, written, marker, launched_at, sizes, exports)
+        launched = Launched(step, sampled, unsampled, slots, written, marker, launched_at, sizes, exports)
         self._held_back = launched
         if not self._holds_back:
             self._start_held_back()
         return launched
+
+    def sample(self, handle: Launched, masks: Callable[[], TokenMasks]) -> None:
+        """Choose the tokens of a step with constrained slots, and start that; see `Runner`.
+
+        The step is started first, so that on a CPU, too, it runs while the masks are worked out.
+        """
+        if handle is self._held_back:
+            self._start_held_back()
+        found = masks()
+        sampled = [self._sample(rows, found) for rows in handle.unsampled]
+        handle.unsampled.clear()
+        handle.sampled.extend(sampled)
+        if not self._holds_back or not handle.step.decodes:
+            mx.async_eval(self._last_tokens, *(one.tokens for one in sampled))  # type: ignore[no-untyped-call]
 
     def collect(self, handle: Launched) -> StepResult:
         """Wait for the step and return its numbers, in the step's own order."""
@@ -304,13 +306,15 @@ class MlxRunner:
             if row.slot not in done:
                 yield (row,), self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
 
-    def _decode(self, rows: Sequence[DecodeRow]) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
+    def _decode(
+        self, rows: Sequence[DecodeRow], *, is_constrained: bool
+    ) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
         """Tokens of the decoding rows, or what they must still be sampled from, and the order of the rows."""
         if not rows:
             return [], [], []
         order = [SampledRow(row.slot, row.position + 1) for row in rows]
         if (step := self._compiled.decode) is not None:
-            compiled = self._sampler.compiled(order, num_rows=step.size(len(rows)))
+            compiled = None if is_constrained else self._sampler.compiled(order, num_rows=step.size(len(rows)))
             if compiled is None:
                 return [], order, [step.logits(rows, self._last_tokens)]
             drawing, draws = compiled
@@ -374,10 +378,11 @@ class MlxRunner:
                 views.append(layer.cache)
         return self._layers.fold(views)
 
-    def _sample(self, logits: list[mx.array], order: list[SampledRow]) -> Sampled:
-        """Tokens of the rows of all `logits`, in order."""
-        sampled = self._sampler.sample(logits[0] if len(logits) == 1 else mx.concatenate(logits), order)
-        self._last_tokens[mx.array([row.slot for row in order])] = sampled.tokens
+    def _sample(self, rows: Unsampled, masks: TokenMasks | None = None) -> Sampled:
+        """Tokens of all rows, in order."""
+        logits = rows.logits[0] if len(rows.logits) == 1 else mx.concatenate(rows.logits)
+        sampled = self._sampler.sample(logits, rows.order, masks=masks)
+        self._last_tokens[mx.array([row.slot for row in rows.order])] = sampled.tokens
         return sampled
 
     def _written(self, step: Step) -> list[mx.array]:

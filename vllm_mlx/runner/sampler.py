@@ -11,7 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 import msgspec
+import numpy as np
 
+from vllm_mlx.core.grammar import TokenMasks
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import NewSequence, TokenLogprobs
 from vllm_mlx.runner.drawing import NEGATIVE_INFINITY, Drawing, Draws, choose, compiled_drawing, draws_of
@@ -99,12 +101,14 @@ class Sampler:
         self._slots.pop(slot, None)
         self._draws = None
 
-    def sample(self, logits: mx.array, rows: Sequence[SampledRow]) -> Sampled:
+    def sample(self, logits: mx.array, rows: Sequence[SampledRow], *, masks: TokenMasks | None = None) -> Sampled:
         """Choose a token per row of `logits` [rows, vocab]. Nothing is evaluated."""
         slots = [self._slots[row.slot] for row in rows]
         logits = raw = logits.astype(mx.float32)
         logits = self._penalised(logits, slots)
         logits = _biased(logits, slots, rows)
+        if masks is not None:
+            logits = mx.where(_allowed(masks, rows, vocab_size=self._vocab_size), logits, NEGATIVE_INFINITY)
         drawing, draws = self._draws_of(rows, num_padded=0)
         positions = mx.array([row.position for row in rows], dtype=mx.uint32)
         tokens = choose(drawing, logits, draws, positions=positions)
@@ -152,9 +156,23 @@ def _biased(logits: mx.array, slots: Sequence[_Slot], rows: Sequence[SampledRow]
     for i, (slot, row) in enumerate(zip(slots, rows, strict=True)):
         if slot.bias_ids is not None and slot.bias_values is not None:
             logits = logits.at[i, slot.bias_ids].add(slot.bias_values)
+        if slot.params.grammar is not None:
+            continue  # its mask knows whether there is anything else left to choose
         if slot.stop_ids is not None and row.position - slot.num_prompt < slot.params.min_tokens:
             logits = logits.at[i, slot.stop_ids].add(NEGATIVE_INFINITY)
     return logits
+
+
+def _allowed(masks: TokenMasks, rows: Sequence[SampledRow], *, vocab_size: int) -> mx.array:
+    """Whether each row may take each token, bool [rows, vocab]; rows without a mask may take all."""
+    words = np.frombuffer(masks.words, dtype="<u4").reshape(len(masks.slots), -1)
+    index = {slot: i for i, slot in enumerate(masks.slots)}
+    all_words = np.full((len(rows), words.shape[1]), 0xFFFFFFFF, np.uint32)
+    for i, row in enumerate(rows):
+        if row.slot in index:
+            all_words[i] = words[index[row.slot]]
+    bits = mx.array(all_words)[:, :, None] & mx.left_shift(mx.array(1, mx.uint32), mx.arange(32, dtype=mx.uint32))
+    return (bits != 0).reshape(len(rows), -1)[:, :vocab_size]
 
 
 def _logprobs(raw: mx.array, tokens: mx.array, slots: Sequence[_Slot]) -> _LazyLogprobs | None:

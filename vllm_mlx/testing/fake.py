@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
-import zlib
 from array import array
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
-from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.grammar import TokenMasks
 from vllm_mlx.core.step import (
     DecodeRow,
     MemoryUse,
@@ -26,47 +23,17 @@ from vllm_mlx.core.step import (
     StepResult,
     TokenLogprobs,
 )
+from vllm_mlx.testing.choosing import allowed_tokens, fallback_token, halving, next_allowed
+from vllm_mlx.testing.contract import ContractError, expect
+from vllm_mlx.testing.held import Handle, Slot
+
+__all__ = ["ContractError", "FakeFactory", "FakeRunner", "expect", "fake_factory"]
 
 Script = Callable[[tuple[int, ...]], int]
 """All tokens of a sequence so far, prompt included -> the next token."""
 
 
 TOKEN_BYTES = 4
-
-
-class ContractError(AssertionError):
-    """A step breaks a promise of `core.step`."""
-
-
-def expect(holds: bool, message: str) -> None:
-    """Raise ContractError unless `holds`."""
-    if not holds:
-        raise ContractError(message)
-
-
-@dataclass(slots=True)
-class _Slot:
-    """What a real runner would keep on the device for one sequence."""
-
-    number: int
-    sampling: SamplingParams
-    token_ids: list[int]
-    """Everything known: given tokens, then sampled ones."""
-    num_given: int
-    num_prompt: int
-    num_cached: int = 0
-    num_shared: int = 0
-    """Tokens that it started with."""
-    page_ids: tuple[int, ...] = ()
-    row: list[int] = field(default_factory=list)
-    """What is kept outside pages: the tokens so far. All of the cache when there are no pages."""
-
-
-class _Handle(msgspec.Struct, frozen=True):
-    """A launched step: its numbers, and when the imaginary device has them ready."""
-
-    result: StepResult
-    ready_at: float
 
 
 class FakeRunner:
@@ -114,10 +81,10 @@ class FakeRunner:
         self._checkpoints: dict[int, list[int]] = {}
         self._script = script
         self._step_s = step_s
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._pages: dict[int, list[int]] = {}
         self._users: dict[int, set[int]] = {}
-        self._launched: deque[_Handle] = deque()
+        self._launched: deque[Handle] = deque()
         self._last_number = -1
         self._ready_at = 0.0
         self._is_closed = False
@@ -136,6 +103,8 @@ class FakeRunner:
     def launch(self, step: Step) -> Any:
         """Carry out a step. Raises ContractError if it breaks a promise."""
         expect(not self._is_closed, "a step after close()")
+        is_waiting = bool(self._launched) and not self._launched[-1].is_sampled
+        expect(not is_waiting, "a launch before the constrained slots of the last one were sampled")
         expect(step.number > self._last_number, f"step {step.number} after step {self._last_number}")
         self._last_number = step.number
         self._check_rows_are_unique(step)
@@ -149,27 +118,34 @@ class FakeRunner:
             expect(self._checkpoints.pop(number, None) is not None, f"checkpoint {number} is dropped but not there")
         prefilled = [self._prefill(row) for row in step.prefills]
         sampled = [self._decode(row) for row in step.decodes] + [slot for slot in prefilled if slot is not None]
-        token_ids = tuple(self._sample(slot) for slot in sampled)
-        asked = any(slot.sampling.logprobs is not None for slot in sampled)
-        logprobs = tuple(self._logprobs(slot) for slot in sampled) if asked else None
         self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
         sizes = [self._keep(slot, number) for slot, number in step.checkpoints]
         sizes += [len(payload) for _, payload in step.checkpoint_imports]
         result = StepResult(
             number=step.number,
-            token_ids=token_ids,
-            logprobs=logprobs,
+            token_ids=(),
             exported=exported,
             checkpoint_bytes=tuple(sizes),
             elapsed_s=self._step_s,
         )
-        self._launched.append(_Handle(result, self._ready_at))
-        return self._launched[-1]
+        handle = Handle(step, result, self._ready_at, sampled)
+        self._launched.append(handle)
+        self._check_constrained(handle)
+        if not step.constrained:
+            self._choose(handle, {})
+        return handle
+
+    def sample(self, handle: Any, masks: Callable[[], TokenMasks]) -> None:
+        """Choose the tokens of a step with constrained slots. Raises ContractError if the masks are not theirs."""
+        expect(bool(self._launched) and self._launched[-1] is handle, "only the step launched last can be sampled")
+        expect(not handle.is_sampled, "a step is sampled twice")
+        self._choose(handle, allowed_tokens(masks(), handle.step.constrained, vocab_size=self._info.vocab_size))
 
     def collect(self, handle: Any) -> StepResult:
         """Wait until the step is done. Raises ContractError if an earlier one was not collected."""
         expect(bool(self._launched) and self._launched[0] is handle, "steps are collected in launch order, once each")
         done = self._launched.popleft()
+        expect(done.is_sampled, "a step with constrained slots is collected before it was sampled")
         if self._step_s:
             time.sleep(max(0.0, done.ready_at - time.monotonic()))
         return done.result
@@ -217,7 +193,7 @@ class FakeRunner:
         expect(in_range, "a token id is outside the vocabulary")
         expect(new.sampling.seed is not None, "the seed must be resolved to an integer")
         expect(0 <= new.num_cached < len(new.token_ids), "num_cached must leave a token to compute")
-        slot = _Slot(new.slot, new.sampling, list(new.token_ids), len(new.token_ids), new.num_prompt)
+        slot = Slot(new.slot, new.sampling, list(new.token_ids), len(new.token_ids), new.num_prompt)
         if self._state is not None:
             slot.row = self._restored(new)
         slot.num_shared = new.num_cached
@@ -267,7 +243,7 @@ class FakeRunner:
         self._checkpoints[checkpoint] = list(slot.row)
         return TOKEN_BYTES * len(slot.row)
 
-    def _prefill(self, row: PrefillRow) -> _Slot | None:
+    def _prefill(self, row: PrefillRow) -> Slot | None:
         """Returns the slot if it gets a token."""
         slot = self._live(row.slot)
         end = row.start + len(row.token_ids)
@@ -281,7 +257,7 @@ class FakeRunner:
         self._write(slot, row.start, row.token_ids)
         return slot if row.samples else None
 
-    def _decode(self, row: DecodeRow) -> _Slot:
+    def _decode(self, row: DecodeRow) -> Slot:
         slot = self._live(row.slot)
         expect(len(slot.token_ids) > slot.num_given, f"slot {row.slot}: a decode before the prefill ended")
         expect(len(slot.token_ids) < self._info.max_model_len, f"slot {row.slot}: a decode past max_model_len")
@@ -292,11 +268,11 @@ class FakeRunner:
 
     # ---- the cache ----
 
-    def _live(self, number: int) -> _Slot:
+    def _live(self, number: int) -> Slot:
         expect(number in self._slots, f"slot {number} holds no sequence")
         return self._slots[number]
 
-    def _use_pages(self, slot: _Slot, page_ids: tuple[int, ...]) -> None:
+    def _use_pages(self, slot: Slot, page_ids: tuple[int, ...]) -> None:
         """The slot's page table is now `page_ids`."""
         if page_ids == slot.page_ids:
             return
@@ -309,7 +285,7 @@ class FakeRunner:
             self._users.setdefault(page, set()).add(slot.number)
         slot.page_ids = page_ids
 
-    def _expect_cached(self, slot: _Slot, num_tokens: int) -> None:
+    def _expect_cached(self, slot: Slot, num_tokens: int) -> None:
         """The slot's cache holds `num_tokens`: its own, or, before its first chunk, those of pages that it shares."""
         if slot.num_cached == 0 and num_tokens > 0 and (self._info.num_pages or slot.num_shared):
             is_told = self._state is None or num_tokens == slot.num_shared
@@ -320,7 +296,7 @@ class FakeRunner:
         held = slot.num_cached
         expect(held == num_tokens, f"slot {slot.number}: the cache holds {held} tokens, the row says {num_tokens}")
 
-    def _write(self, slot: _Slot, start: int, token_ids: tuple[int, ...]) -> None:
+    def _write(self, slot: Slot, start: int, token_ids: tuple[int, ...]) -> None:
         slot.num_cached = start + len(token_ids)
         if self._state is not None:
             expect(
@@ -340,7 +316,7 @@ class FakeRunner:
             expect(len(held) == first % size, f"page {page} is written behind a gap")
             self._pages[page] = held + list(token_ids[first - start : (index + 1) * size - start])
 
-    def _read(self, slot: _Slot, num_tokens: int) -> tuple[int, ...]:
+    def _read(self, slot: Slot, num_tokens: int) -> tuple[int, ...]:
         """The first `num_tokens` tokens, as the cache has them."""
         if not self._info.num_pages:
             return tuple(slot.row[:num_tokens])
@@ -355,30 +331,32 @@ class FakeRunner:
 
     # ---- the sampler ----
 
-    def _sample(self, slot: _Slot) -> int:
+    def _check_constrained(self, handle: Handle) -> None:
+        constrained = tuple(slot.number for slot in handle.sampled if slot.sampling.grammar is not None)
+        expect(handle.step.constrained == constrained, "`constrained` names the sampled slots with a grammar, in order")
+
+    def _choose(self, handle: Handle, allowed: Mapping[int, bytes]) -> None:
+        """The tokens of a step; `allowed` has a byte per token for constrained slots."""
+        handle.is_sampled = True
+        tokens = tuple(self._sample(slot, allowed.get(slot.number)) for slot in handle.sampled)
+        asked = any(slot.sampling.logprobs is not None for slot in handle.sampled)
+        logprobs = tuple(self._logprobs(slot) for slot in handle.sampled) if asked else None
+        handle.result = msgspec.structs.replace(handle.result, token_ids=tokens, logprobs=logprobs)
+
+    def _sample(self, slot: Slot, allowed: bytes | None) -> int:
         tokens = self._read(slot, slot.num_cached)
-        token = self._script(tokens) if self._script else self._hash(tokens, slot.sampling)
+        token = self._script(tokens) if self._script else fallback_token(tokens, slot.sampling, self._info.vocab_size)
         expect(0 <= token < self._info.vocab_size, f"the script chose token {token}, outside the vocabulary")
-        if len(slot.token_ids) - slot.num_prompt < slot.sampling.min_tokens:
-            stops = set(slot.sampling.stop_token_ids)
-            allowed = ((token + i) % self._info.vocab_size for i in range(len(stops) + 1))
-            token = next(candidate for candidate in allowed if candidate not in stops)
+        num_generated = len(slot.token_ids) - slot.num_prompt
+        token = next_allowed(
+            token, slot.sampling, allowed, num_generated=num_generated, vocab_size=self._info.vocab_size
+        )
         slot.token_ids.append(token)
         return token
 
-    def _hash(self, tokens: tuple[int, ...], sampling: SamplingParams) -> int:
-        seed = 0 if sampling.is_greedy else (sampling.seed or 0) % 2**32
-        return zlib.crc32(array("q", tokens).tobytes(), seed) % self._info.vocab_size
-
-    def _logprobs(self, slot: _Slot) -> TokenLogprobs | None:
-        """The chosen token has probability 1/2, the next candidate 1/4, and so on."""
+    def _logprobs(self, slot: Slot) -> TokenLogprobs | None:
         count = slot.sampling.logprobs
-        if count is None:
-            return None
-        chosen = slot.token_ids[-1]
-        ranks = range(min(count, self._info.vocab_size))
-        top_ids = tuple((chosen + rank) % self._info.vocab_size for rank in ranks)
-        return TokenLogprobs(-math.log(2), top_ids, tuple(-math.log(2) * (rank + 1) for rank in ranks))
+        return None if count is None else halving(slot.token_ids[-1], count, vocab_size=self._info.vocab_size)
 
 
 class FakeFactory:

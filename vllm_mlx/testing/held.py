@@ -1,0 +1,37 @@
+"""What a runner without a model holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.step import Step, StepResult
+
+
+@dataclass(slots=True)
+class Slot:
+    """What a real runner would keep on the device for one sequence."""
+
+    number: int
+    sampling: SamplingParams
+    token_ids: list[int]
+    """Everything known: given tokens, then sampled ones."""
+    num_given: int
+    num_prompt: int
+    num_cached: int = 0
+    num_shared: int = 0
+    """Tokens that it started with."""
+    page_ids: tuple[int, ...] = ()
+    row: list[int] = field(default_factory=list)
+    """What is kept outside pages: the tokens so far. All of the cache when there are no pages."""
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """A launched step: its numbers, and when the imaginary device has them ready."""
+
+    step: Step
+    result: StepResult
+    ready_at: float
+    sampled: list[Slot]
+    is_sampled: bool = False
