@@ -18,3 +18,5 @@ class OutputShape(msgspec.Struct, frozen=True):
     tags; None for 'json_object'."""
     param: str = "response_format"
     """The request's field that asked for it, for errors."""
+    is_strict: bool = True
+    """Of a JSON schema: False leaves to the model what cannot be enforced, instead of refusing it."""

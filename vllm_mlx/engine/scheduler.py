@@ -32,11 +32,6 @@ MAX_EXPORTS, MAX_IDLE_EXPORTS = 2, 16
 _order = attrgetter("order")
 
 
-def _is_prepared(sequence: Sequence) -> bool:
-    """Whether nothing that must precede its first token is still being built."""
-    return sequence.constraint is None or sequence.constraint.is_ready
-
-
 class Scheduler:
     """Turns sequences into steps, and results into outputs. Pure Python; one thread.
 
@@ -95,11 +90,8 @@ class Scheduler:
     @property
     def waits_for_threads(self) -> bool:
         """Whether all that can be done now is to look again whether a disk or grammar is ready."""
-        return (
-            bool(self._waiting)
-            and not self._running
-            and (self._kv.num_reading > 0 or not all(map(_is_prepared, self._waiting)))
-        )
+        is_idle = bool(self._waiting) and not self._running
+        return is_idle and (self._kv.num_reading > 0 or not all(each.is_prepared for each in self._waiting))
 
     def stats(self) -> Stats:
         """The scheduler's part of `Stats`."""
@@ -209,8 +201,7 @@ class Scheduler:
     def _fail(self, sequence: Sequence) -> None:
         """End a sequence whose grammar cannot be followed."""
         self._end(sequence)
-        message = sequence.constraint.problem if sequence.constraint else None
-        self._outputs.append(Output(sequence.request_id, finish=FinishReason.ERROR, message=message))
+        self._outputs.append(Output(sequence.request_id, finish=FinishReason.ERROR, message=sequence.problem))
 
     def _end_for_want_of_pages(self, sequence: Sequence) -> None:
         """The pool is too small for one more token."""
@@ -244,9 +235,9 @@ class Scheduler:
 
     def _ready(self) -> list[Sequence]:
         """Waiting sequences that can be begun; those whose grammar turns out not to work end here."""
-        for sequence in [each for each in self._waiting if each.constraint and each.constraint.problem]:
+        for sequence in [each for each in self._waiting if each.problem]:
             self._fail(sequence)
-        return [sequence for sequence in self._waiting if _is_prepared(sequence)]
+        return [sequence for sequence in self._waiting if sequence.is_prepared]
 
     def _plan_decodes(self, draft: Draft) -> None:
         """A row for every sequence that can decode and whose next token has a page."""
@@ -379,7 +370,7 @@ class Scheduler:
                 # Before the token is appended, for that may end the sequence: what it computed is to be remembered.
                 known = row.sequence.token_ids
                 self._kv.commit(row.sequence.request_id, known, num_computed=row.num_computed)
-            if row.sequence.constraint is not None and row.sequence.constraint.problem:
+            if row.sequence.problem:
                 self._fail(row.sequence)
             elif token_id is not None:
                 self._append(row.sequence, token_id, logprobs)

@@ -80,6 +80,16 @@ class Sequence:
         return (-self.submit.priority, self.arrival)
 
     @property
+    def is_prepared(self) -> bool:
+        """Whether nothing that must precede its first token is still being built."""
+        return self.constraint is None or self.constraint.is_ready
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot go on; None while it can."""
+        return self.constraint.problem if self.constraint is not None else None
+
+    @property
     def num_generated(self) -> int:
         """Known tokens of the output."""
         return len(self.token_ids) - self.num_prompt
