@@ -122,10 +122,9 @@ def _regex(pattern: str) -> Entry:
 def _grammar(text: str, param: str) -> Entry:
     """Lark, or GBNF turned into it."""
     try:
-        found: Entry = json.loads(llguidance.grammar_from("grammar", text))["grammars"][0]
+        return {"lark_grammar": llguidance.grammar_from("grammar", text)}
     except ValueError as error:
         raise InvalidRequest(f"{param} is no Lark or GBNF grammar: {error}", param=param) from error
-    return {"lark_grammar": found["lark_grammar"]}
 
 
 def _structural(shape: OutputShape, literal: Literal) -> Entry:
