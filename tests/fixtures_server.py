@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from vllm_mlx.api.app import create_app
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.chat.tokenizer import Tokenizer
+from vllm_mlx.cli.compose import grammars_of
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import EngineStatus
 from vllm_mlx.engine.thread import ThreadEngine
@@ -39,7 +40,7 @@ class Parts:
     def __init__(self, folder: Path, config: Config, **runner: Any) -> None:
         self.factory: FakeFactory = fake_factory(**runner)
         self.config = config
-        self.engine = ThreadEngine(self.factory, config)
+        self.engine = ThreadEngine(self.factory, config, grammars=grammars_of(folder, config))
         self.tokenizer = Tokenizer.load(folder)
         self.service = ChatService(self.engine, self.tokenizer, config=config)
         self.app: FastAPI = create_app(config, self.service, self.engine)

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from vllm_mlx.chat.choice import ChoiceDecoder, Reading
+from vllm_mlx.chat.constrain import Constrainer
 from vllm_mlx.chat.encode import Encoded, PromptEncoder, shown_tools
-from vllm_mlx.chat.enforce import enforced
+from vllm_mlx.chat.enforce import Enforcer
 from vllm_mlx.chat.explain import Explainer, Explanation
 from vllm_mlx.chat.limits import check_sampling, check_token_ids, choice_seeds, max_output_tokens
 from vllm_mlx.chat.output_formats import OutputFormats, output_formats
@@ -71,6 +72,7 @@ class ChatService:
         """How the model's output is read."""
         closing = closing_text(self.formats.reasoning) if self.formats.reasoning else None
         self._closing_ids = tuple(tokenizer.encode(closing, add_special_tokens=False)) if closing else ()
+        self._enforcer = Enforcer(Constrainer(tokenizer), self.formats)
         self._seen = SeenPrompts()
         self._explainer = Explainer(tokenizer, is_enabled=config.prefix_cache)
 
@@ -104,8 +106,9 @@ class ChatService:
             EngineFailure: there is no engine.
         """
         info = self._info()
-        request = msgspec.structs.replace(request, sampling=enforced(request, self.formats))
         encoded = await self._encode_chat(request, info)
+        sampling = await self._enforcer.chat(request, vocab_size=info.vocab_size, tail=encoded.tail)
+        request = msgspec.structs.replace(request, sampling=sampling)
         return self._start(request, [encoded], info, param="messages")
 
     async def warm(self, request: ChatRequest) -> EventStream:
@@ -175,6 +178,8 @@ class ChatService:
             raise InvalidRequest("echo cannot be combined with logprobs: prompts have none.", param="echo")
         size = sum(len(prompt) for prompt in request.prompts)
         inputs = await _run(self._encoder.completion, request, info, size=size)
+        sampling = await self._enforcer.completion(request, vocab_size=info.vocab_size)
+        request = msgspec.structs.replace(request, sampling=sampling)
         return self._start(request, inputs, info, param="prompt")
 
     async def _encode_chat(

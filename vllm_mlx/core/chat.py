@@ -99,6 +99,8 @@ class CompletionRequest(msgspec.Struct, frozen=True):
     sampling: SamplingParams
     echo: bool = False
     """Begin each choice's text with its prompt."""
+    output: OutputShape | None = None
+    """What each continuation must look like, from its first token on."""
     timeout_s: float | None = None
     tenant: bytes = b""
     """Who shares remembered prefixes with whom; see `core.prompt.tenant_key`."""

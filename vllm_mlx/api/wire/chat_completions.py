@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from vllm_mlx.api.wire.base import WireModel, unsupported
+from vllm_mlx.api.wire.constraints import ShapeFields
 from vllm_mlx.api.wire.messages import Content, WireMessage, to_message
 from vllm_mlx.api.wire.sampling import GenerationBody
 from vllm_mlx.api.wire.tools import WireToolChoice, WireTools, to_choice, to_tools
@@ -22,25 +23,10 @@ _TIER_PRIORITY = MappingProxyType({"flex": -(1 << 24), "priority": 1 << 24})
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-def _text_format(kind: Any) -> Any:
-    if isinstance(kind, str) and kind != "text":
-        raise unsupported("must be 'text'; other formats are not supported by this server")
-    return kind
-
-
 def _not_stored(value: Any) -> Any:
     if value is True:
         raise unsupported("cannot be true: answers are not stored")
     return value
-
-
-class ResponseFormat(WireModel):
-    """Shape of the answer."""
-
-    type: Annotated[Literal["text"], BeforeValidator(_text_format)]
-    """Only `text`."""
-    json_schema: None = None
-    """Belongs to another type."""
 
 
 class Prediction(WireModel):
@@ -52,7 +38,7 @@ class Prediction(WireModel):
     """Text, or a list of text parts."""
 
 
-class ChatCompletionBody(GenerationBody):
+class ChatCompletionBody(ShapeFields, GenerationBody):
     """A conversation to continue."""
 
     messages: Annotated[list[WireMessage], Field(min_length=1, fail_fast=True)]
@@ -71,8 +57,6 @@ class ChatCompletionBody(GenerationBody):
     """Given to the chat template as a variable; templates that do not know it ignore it."""
     thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
     """Most tokens of reasoning: then it is closed with a sentence, and the answer begins. 0: none at all."""
-    response_format: ResponseFormat | None = None
-    """Only `{"type": "text"}`."""
     modalities: list[Literal["text"]] | None = None
     """Only `["text"]`."""
     tools: WireTools | None = None
@@ -140,6 +124,7 @@ def chat_request(
         tool_choice=to_choice(body.tool_choice, tools),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         thinking_budget=body.thinking_token_budget,
+        output=body.shape(),
         template_kwargs=_template_kwargs(body),
         timeout_s=body.timeout,
         tenant=tenant,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from vllm_mlx.api.wire.constraints import ShapeFields
 from vllm_mlx.api.wire.sampling import GenerationBody
 from vllm_mlx.core.chat import CompletionRequest
 from vllm_mlx.core.errors import InvalidRequest
@@ -21,7 +22,7 @@ Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 TokenLists = Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(ShapeFields, GenerationBody):
     """Text or tokens to continue."""
 
     prompt: str | Texts | TokenIds | TokenLists
@@ -51,6 +52,7 @@ def completion_request(
         prompts=prompts(body.prompt),
         sampling=body.sampling(defaults, max_tokens=max_tokens, logprobs=body.logprobs),
         echo=bool(body.echo),
+        output=body.shape(),
         timeout_s=body.timeout,
         tenant=tenant,
         wants_cache_report=bool(body.cache_report),

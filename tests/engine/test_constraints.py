@@ -1,0 +1,146 @@
+"""Constrained sequences in a real engine loop: whatever happens to them, each token is one that its grammar allows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.grammar import GrammarError, Matcher
+from vllm_mlx.core.messages import FinishReason, Submit
+from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.engine.thread import ThreadEngine
+from vllm_mlx.testing.fake import fake_factory
+
+pytestmark = pytest.mark.anyio
+VOCAB_SIZE = 100
+END = 1
+
+
+class Counter:
+    """Allows token `begin`, then each time the one that is one larger, and the end after `length` tokens."""
+
+    def __init__(self, begin: int, length: int) -> None:
+        self.next, self.left = begin, length
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if token_id not in self.allowed():
+                raise GrammarError(f"{token_id} is not one of {self.allowed()}")
+            self.next, self.left = self.next + 1, self.left - 1
+
+    def allowed(self) -> list[int]:
+        return [self.next] if self.left > 0 else [END]
+
+
+class Counters:
+    """Grammars 'begin length'."""
+
+    end_token_ids = frozenset({END})
+
+    def matcher(self, grammar: str) -> Counter:
+        if grammar == "broken":
+            raise GrammarError("it is broken")
+        return Counter(*map(int, grammar.split()))
+
+    def masks(self, matchers: Sequence[Matcher]) -> tuple[bytearray, tuple[str | None, ...]]:
+        rows, problems = bytearray(), []
+        for matcher in matchers:
+            assert isinstance(matcher, Counter)
+            bits = sum(1 << token for token in matcher.allowed())
+            rows += bits.to_bytes(16, "little")
+            problems.append("stuck" if matcher.next == 98 else None)
+        return rows, tuple(problems)
+
+
+def submit(name: str, grammar: str | None, **given: Any) -> Submit:
+    resume = given.pop("resume", ())
+    sampling = SamplingParams(**{"seed": 1, "max_tokens": 40, "stop_token_ids": (END,), "grammar": grammar, **given})
+    return Submit(name, Prompt((5, 6, 7, ord(name[0]) % VOCAB_SIZE)), sampling, resume_token_ids=resume)
+
+
+async def answer(engine: ThreadEngine, wanted: Submit) -> tuple[list[int], FinishReason, str | None]:
+    tokens: list[int] = []
+    async for output in engine.generate(wanted):
+        tokens += output.token_ids
+        if output.finish:
+            return tokens, output.finish, output.message
+    raise AssertionError("no end")
+
+
+async def serve(
+    *submits: Submit, grammars: Callable[[int], Any] | None = lambda _: Counters(), **given: Any
+) -> list[tuple[list[int], FinishReason, str | None]]:
+    num_pages = given.pop("num_pages", 64)
+    factory = fake_factory(vocab_size=VOCAB_SIZE, num_pages=num_pages, page_size=4)
+    engine = ThreadEngine(factory, Config(**given), grammars=grammars)
+    await engine.start()
+    try:
+        return list(await asyncio.gather(*(answer(engine, one) for one in submits)))
+    finally:
+        await engine.stop()
+
+
+async def test_a_constrained_sequence_follows_its_grammar_and_ends_with_it() -> None:
+    assert await serve(submit("a", "10 5")) == [([10, 11, 12, 13, 14, END], FinishReason.STOP, None)]
+
+
+async def test_neighbours_change_nothing() -> None:
+    wanted = [submit("a", "10 9"), submit("b", None), submit("c", "30 4"), submit("d", None), submit("e", "50 12")]
+    together = await serve(*wanted)
+    assert together == [(await serve(one))[0] for one in wanted]
+    assert together[2][0] == [30, 31, 32, 33, END]
+
+
+async def test_a_preempted_sequence_goes_on_in_its_grammar() -> None:
+    wanted = [submit(name, f"{10 * i} 20", max_tokens=30) for i, name in enumerate("bcdef", 2)]
+    found = await serve(*wanted, num_pages=16)
+    assert [tokens for tokens, _, _ in found] == [[*range(10 * i, 10 * i + 20), END] for i in range(2, 7)]
+
+
+async def test_a_resumed_sequence_goes_on_in_its_grammar() -> None:
+    [(tokens, reason, _)] = await serve(submit("a", "10 5", resume=(10, 11)))
+    assert (tokens, reason) == ([12, 13, 14, END], FinishReason.STOP)
+
+
+async def test_min_tokens_and_ignored_ends_yield_to_the_grammar() -> None:
+    wanted = submit("a", "10 3", min_tokens=8), submit("b", "20 2", stop_token_ids=())
+    assert [tokens for tokens, _, _ in await serve(*wanted)] == [[10, 11, 12, END], [20, 21, END]]
+
+
+async def test_max_tokens_ends_a_grammar_early() -> None:
+    assert await serve(submit("a", "10 9", max_tokens=3)) == [([10, 11, 12], FinishReason.LENGTH, None)]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "resume", "reason"), [("broken", (), "broken"), ("96 9", (), "stuck"), ("10 5", (50,), "50 is not")]
+)
+async def test_a_grammar_that_fails_ends_its_own_sequence_alone(
+    grammar: str, resume: tuple[int, ...], reason: str
+) -> None:
+    failed, other = await serve(submit("a", grammar, resume=resume), submit("b", "10 5"))
+    assert failed[1] is FinishReason.ERROR
+    assert reason in (failed[2] or "")
+    assert other[0] == [10, 11, 12, 13, 14, END]
+
+
+async def test_an_engine_without_a_tokenizer_says_so() -> None:
+    [(tokens, reason, message)] = await serve(submit("a", "10 5"), grammars=None)
+    assert (tokens, reason) == ([], FinishReason.ERROR)
+    assert "tokenizer" in (message or "")
+
+
+async def test_closing_a_constrained_stream_leaves_the_others_alone() -> None:
+    factory = fake_factory(vocab_size=VOCAB_SIZE, num_pages=64, page_size=4)
+    engine = ThreadEngine(factory, Config(), grammars=lambda _: Counters())
+    await engine.start()
+    gone = engine.generate(submit("a", "10 30"))
+    await anext(gone)
+    other = asyncio.create_task(answer(engine, submit("b", "40 20")))
+    await gone.aclose()
+    assert (await other)[0] == [*range(40, 60), END]
+    await engine.stop()
