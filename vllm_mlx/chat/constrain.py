@@ -110,7 +110,7 @@ def after_reasoning(rest: str, form: ReasoningFormat, *, tail: str, literal: Cal
         lines.append(rf"until_mark[lazy]: /(.|\n)*({either})/")
         ends.append("until_mark")
     lines.append(f"thought: ({' | '.join(ends)}) {_BREAK}")
-    if _is_open(form, tail):
+    if form.leaves_open(tail):
         lines.insert(0, f"start: thought {rest}")
     else:
         opens = " | ".join(literal(mark) for mark in form.opens)
@@ -126,18 +126,11 @@ def special_literal(text: str, tokenizer: Tokenizer) -> str:
     return " ".join(f"<[{pieces[part]}]>" if part in marks else quoted(part) for part in parts if part)
 
 
-def _is_open(form: ReasoningFormat, tail: str) -> bool:
-    def last(marks: tuple[str, ...]) -> int:
-        return max((tail.rfind(mark) for mark in marks), default=-1)
-
-    return last(form.opens) > last(form.closes)
-
-
 def _named(entry: Entry, name: str) -> Entry:
     return {"name": name, **entry}
 
 
 def _key(shape: OutputShape, reasoning: ReasoningFormat | None, tail: str) -> bytes:
-    is_open = reasoning is not None and _is_open(reasoning, tail)
+    is_open = reasoning is not None and reasoning.leaves_open(tail)
     told = repr((shape.kind, shape.value, shape.is_strict, shape.param, reasoning and reasoning.name, is_open))
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()

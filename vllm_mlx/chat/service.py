@@ -135,8 +135,8 @@ class ChatService:
     async def render(self, request: ChatRequest) -> Rendered:
         """What a conversation becomes; computes nothing. Raises as `chat` does."""
         info = self._info()
-        sampling = enforced(request, self.formats)
         one = await self._encode_chat(request, info)
+        sampling = await self._enforcer.chat(request, vocab_size=info.vocab_size, tail=one.tail)
         shown, formats = shown_tools(request), self.formats
         return Rendered(
             text=one.text,
