@@ -73,7 +73,7 @@ class JsonSchemaFormat(WireModel):
     description: str | None = None
     """Accepted; not shown to the model."""
     strict: bool | None = None
-    """Accepted: a schema is always enforced."""
+    """False: a keyword that cannot be enforced is left to the model instead of being refused."""
 
 
 class TextConfig(WireModel):

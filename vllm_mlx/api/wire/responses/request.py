@@ -149,7 +149,8 @@ def _shape(body: PromptFields) -> OutputShape | None:
     if isinstance(wanted, JsonObjectFormat):
         return OutputShape("json_object", param="text.format")
     if isinstance(wanted, JsonSchemaFormat):
-        return OutputShape("json_schema", wanted.schema_, param="text.format.schema")
+        is_strict = wanted.strict is not False
+        return OutputShape("json_schema", wanted.schema_, param="text.format.schema", is_strict=is_strict)
     return None
 
 
