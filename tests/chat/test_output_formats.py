@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.chat.conftest import byte_level_backend
 from tests.chat.parsed import Parsed, fold
@@ -20,8 +22,10 @@ from vllm_mlx.chat.reasoning import reasoning_format_names
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError
+from vllm_mlx.core.events import Event, Finish, ReasoningDelta, TextDelta
 from vllm_mlx.core.messages import FinishReason, Output
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.step import TokenLogprobs
 
 HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>", "<|constrain|>", "<|pad|>")
 MISTRAL = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[INST]")
@@ -56,6 +60,13 @@ def read(tokenizer: Tokenizer, formats: OutputFormats, text: str, *, tail: str =
     token_ids = tokenizer.encode(text, add_special_tokens=False)
     events = [event for token_id in token_ids for event in decoder.read(Output("r", (token_id,)))]
     return fold([*events, *decoder.read(Output("r", (), finish=FinishReason.LENGTH))])
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, OutputFormats]:
+    """A model that thinks and calls tools as Qwen's do."""
+    tokenizer = make(tmp_path_factory.mktemp("thinker"), template="{{ tools }}<tool_call></think>")
+    return tokenizer, choose(tokenizer)
 
 
 def test_formats_are_told_from_the_template(tmp_path: Path) -> None:
@@ -122,3 +133,48 @@ def test_special_tokens_that_are_no_marks_are_not_shown(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, template="{{ tools }}[TOOL_CALLS]</think>", special=MISTRAL)
     found = read(tokenizer, choose(tokenizer), "a[INST]b<|im_start|>c<|im_end|>d</think>e[INST]", tail="<think>")
     assert (found.reasoning, found.content) == ("abcd", "e")
+
+
+TEXT = (
+    "Let me see, naïve 東京.</think>\n\nI look <b>it</b> up.\n"
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "STOP </tool_call> {é}"}}\n</tool_call>\nDone, ST.'
+)
+
+
+@given(width=st.integers(1, 9), interval=st.integers(1, 5), has_logprobs=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_events_are_the_same_however_tokens_arrive(
+    thinker: tuple[Tokenizer, OutputFormats], width: int, interval: int, has_logprobs: bool
+) -> None:
+    tokenizer, formats = thinker
+    parser = OutputParser(
+        tools=ToolSet(), tool_format=formats.tools, reasoning=formats.reasoning, prompt_tail="<think>\n", salt="r"
+    )
+    decoder = ChoiceDecoder(
+        tokenizer,
+        choice=0,
+        prompt_ids=(5,),
+        sampling=SamplingParams(stop=("STOP",)),
+        stream_interval=interval,
+        reading=Reading(parser, formats),
+    )
+    token_ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    events: list[Event] = []
+    for start in range(0, len(token_ids), width):
+        piece = token_ids[start : start + width]
+        logprobs = tuple(TokenLogprobs(0.0, (), ()) for _ in piece) if has_logprobs else None
+        events += decoder.read(Output("r", piece, logprobs=logprobs))
+    events += decoder.read(Output("r", (2,), finish=FinishReason.STOP))
+    found = fold(events)
+    assert found.reasoning == "Let me see, naïve 東京."
+    assert found.values == [("weather", {"city": "STOP </tool_call> {é}"})]
+    assert found.content.split() == ["I", "look", "<b>it</b>", "up.", "Done,", "ST."]
+    end = events[-1]
+    assert isinstance(end, Finish)
+    assert end.stop_string is None
+    assert end.usage.completion_tokens == len(token_ids) + 1
+    think_ids = tokenizer.encode(TEXT.split("\n\n", maxsplit=1)[0], add_special_tokens=False)
+    assert abs(end.usage.reasoning_tokens - len(think_ids)) <= 1
+    tokens = [info for event in events if isinstance(event, TextDelta | ReasoningDelta) for info in event.tokens]
+    written = b"".join(info.bytes for info in tokens)
+    assert written == (TEXT.encode() if has_logprobs else b"")
