@@ -71,6 +71,8 @@ async def running(folder: Path, config: Config, **runner: Any) -> AsyncIterator[
     finally:
         await parts.app.state.batches.close()
         await parts.engine.stop()
+        await parts.app.state.lifecycle.wait_idle(TIMEOUT_S)
+        parts.app.state.responses.close()
 
 
 def client_of(app: FastAPI, **options: Any) -> httpx.AsyncClient:

@@ -79,3 +79,12 @@ def test_a_file_that_is_something_else_is_an_error_of_the_setting(tmp_path: Path
         store_of(path)
     with pytest.raises(ConfigError, match="--response-store"):
         store_of(tmp_path / "missing" / "x.db")
+
+
+def test_a_file_belongs_to_one_server(tmp_path: Path) -> None:
+    first = store_of(tmp_path / "x.db")
+    with pytest.raises(ConfigError, match="locked"):
+        store_of(tmp_path / "x.db")
+    assert (tmp_path / "x.db").stat().st_mode & 0o077 == 0
+    first.close()
+    store_of(tmp_path / "x.db").close()

@@ -13,7 +13,6 @@ import httpx
 import pytest
 from fixtures_server import client_of, running
 
-from vllm_mlx.api.response_store import ResponseStore
 from vllm_mlx.core.config import Config
 
 pytestmark = pytest.mark.anyio
@@ -292,9 +291,7 @@ async def test_a_restart_keeps_responses_and_fails_what_ran(
     async with running(folder, stored, **runner_options) as parts, client_of(parts.app) as client:
         kept = await make(client)
         body = {**kept, "id": "resp_cut", "status": "in_progress"}
-        context_store = ResponseStore(stored.response_store, max_objects=10, max_mb=1, ttl_s=60)
-        context_store.put("resp_cut", json.dumps(body).encode(), tenant=b"")
-        context_store.close()
+        parts.app.state.responses.put("resp_cut", json.dumps(body).encode(), tenant=b"")
     async with running(folder, stored, **runner_options) as parts, client_of(parts.app) as client:
         assert (await client.get(f"/v1/responses/{kept['id']}")).json() == kept
         cut = (await client.get("/v1/responses/resp_cut")).json()

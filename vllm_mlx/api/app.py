@@ -32,12 +32,13 @@ _OWN = ("config", "service", "engine", "lifecycle", "metrics")
 def create_app(config: Config, service: ChatService, engine: EngineClient) -> FastAPI:
     """Join the parts. `app.state.lifecycle` drains the server; starting and stopping the engine is the caller's.
 
-    `app.state.batches` is to be resumed by the caller, and closed at the end.
+    `app.state.batches` is to be resumed by the caller, and closed at the end, as is `app.state.responses`.
     Raises ConfigError if the file of stored responses cannot be used.
     """
     context = _context(config, service, engine, responses=_response_store(config))
     app = _assembled(context)
     app.state.lifecycle = context.lifecycle
+    app.state.responses = context.responses
     app.state.batches = Batches(_background(context), engine, config=config)
     return app
 

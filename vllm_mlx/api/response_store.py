@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,6 +34,8 @@ CREATE INDEX IF NOT EXISTS items_by_id ON items (id);
 CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
 _MIB = 1024 * 1024
+_LOCK_S = 1.0
+"""How long to wait for a file that another server is about to give up."""
 
 Item = dict[str, Any]
 
@@ -50,24 +53,26 @@ class ResponseStore:
     """A bounded store. Every object belongs to a tenant and is found by that tenant only."""
 
     def __init__(self, path: str | None, *, max_objects: int, max_mb: int, ttl_s: float) -> None:
-        """None as path is memory. Raises ConfigError if the file cannot be opened or is something else."""
+        """None as path is memory. The file is this store's alone, and readable by its owner only.
+
+        Raises:
+            ConfigError: the file cannot be opened, is something else, or another server has it.
+        """
         self._max_objects = max_objects
         self._max_bytes = max_mb * _MIB
         self._ttl_s = ttl_s
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False)
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db = _connect(path)
             self._db.executescript(_SCHEMA)
             self.key = self._stored_key()
-        except sqlite3.Error as error:
-            raise ConfigError(f"--response-store {path}: {error}.") from error
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"--response-store {path} cannot be used: {error}.") from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the file. May be called twice."""
+        with self._lock:
+            self._db.close()
 
     def put(
         self,
@@ -185,3 +190,15 @@ class ResponseStore:
         (key,) = self._db.execute("SELECT value FROM keys WHERE name = 'seal'").fetchone()
         assert isinstance(key, bytes)
         return key
+
+
+def _connect(path: str | None) -> sqlite3.Connection:
+    if path is None:
+        db = sqlite3.connect(":memory:", check_same_thread=False)
+    else:
+        file = Path(path).expanduser()
+        file.touch(mode=0o600)
+        db = sqlite3.connect(file, check_same_thread=False, timeout=_LOCK_S)
+    for pragma in ("foreign_keys = ON", "locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL"):
+        db.execute(f"PRAGMA {pragma}")
+    return db

@@ -27,6 +27,8 @@ from vllm_mlx.core.messages import EngineClient
 from vllm_mlx.models.resolve import ModelFiles, resolve
 
 _log = log.get_logger("serve")
+_LAST_WORDS_S = 1.0
+"""How long responses without a client may take to be stored when all is over."""
 LAST_ANSWERS_S = 5
 """After the engine ended, how long connections may take to send what they have."""
 KEEP_ALIVE_S = 75
@@ -75,6 +77,8 @@ async def _serve(
             display.close()
             await batches.close()
             await _take_down(engine, server, life=life, http=http, asked=asked)
+            await lifecycle.wait_idle(_LAST_WORDS_S)
+            app.state.responses.close()
 
 
 async def _live(engine: EngineClient, config: Config, *, warmer: Warmer, url: str, display: Display) -> int:

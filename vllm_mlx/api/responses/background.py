@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -10,7 +11,9 @@ from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.response_store import ResponseStore
 from vllm_mlx.api.responses.run import Run
 from vllm_mlx.api.wire.responses.answers import ResponseAnswer
+from vllm_mlx.core import log
 
+_log = log.get_logger("api")
 _END = b"\n\n"
 
 
@@ -38,7 +41,8 @@ class LiveRun:
     async def cancel(self) -> ResponseAnswer:
         """End it, unless it has ended; the response as it is then."""
         await asyncio.sleep(0)  # a task that never began would not clean up
-        self.task.cancel()
+        if not self._is_done:  # what is being stored is not interrupted
+            self.task.cancel()
         await asyncio.wait([self.task])
         return self.answer
 
@@ -57,18 +61,20 @@ class LiveRun:
 
     async def _work(self) -> None:
         """Never raises: errors are events, and a cancelled run ends as cancelled."""
-        try:
-            with self._lifecycle.open_request():
+        with self._lifecycle.open_request():
+            try:
                 async for data in self._run.background():
                     self._add(data)
-        except asyncio.CancelledError:
-            if not self._run.encoder.is_ended:
-                self._run.encoder.cancel()
-        finally:
+            except asyncio.CancelledError:
+                if not self._run.encoder.is_ended:
+                    self._run.encoder.cancel()
             await self._run.events.aclose()
             self._is_done = True
             self._wake()
-            await self._run.keeper.end(self.answer, b"".join(self._frames))
+            try:
+                await self._run.keeper.end(self.answer, b"".join(self._frames))
+            except sqlite3.Error as error:
+                _log.error("a background response could not be stored", exc_info=error)
 
     def _add(self, data: bytes) -> None:
         self._frames += split(data)

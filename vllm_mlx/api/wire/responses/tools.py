@@ -13,6 +13,7 @@ import msgspec
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from vllm_mlx.api.wire.base import WireModel, unsupported
+from vllm_mlx.api.wire.tools import MAX_TOOLS
 from vllm_mlx.core.chat import Tool, ToolChoice
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.shape import OutputShape
@@ -185,6 +186,8 @@ def offered_tools(wire: Sequence[FunctionTool | CustomTool | NamespaceTool | Not
             name = flat_name(one.name, space)
             if name in origins:
                 raise InvalidRequest(f"Two tools are named '{name}'.", param=f"tools.{index}.name")
+            if len(tools) == MAX_TOOLS:
+                raise InvalidRequest(f"tools: at most {MAX_TOOLS} can be offered.", param="tools")
             origins[name] = Origin(one.name, space, isinstance(one, CustomTool))
             tools.append(_tool(one, name, param=f"tools.{index}"))
     return OfferedTools(tuple(tools), origins)
