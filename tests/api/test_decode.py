@@ -116,9 +116,10 @@ COMPLETION_ERRORS = [
     ({"prompt": 5}, "prompt", "a valid string or a valid array"),
     ({"prompt": [1, "a"]}, "prompt.0", "must be"),
     ({"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
-    ({"prompt": "x", "suffix": "y"}, "suffix", "not supported"),
-    ({"prompt": "x", "best_of": 2}, "best_of", "equal to n"),
-    ({"prompt": "x", "echo": True, "logprobs": 1}, "echo", "logprobs"),
+    ({"prompt": "x", "suffix": "y", "echo": True}, "suffix", "exclude"),
+    ({"prompt": "x", "n": 3, "best_of": 2}, "best_of", "at least n"),
+    ({"prompt": "x", "best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
+    ({"prompt": "x", "max_tokens": 0}, "max_tokens", "echo"),
     ({"prompt": "x", "logprobs": 21}, "logprobs", "20"),
     ({"prompt": "x", "messages": HI}, "messages", "Unrecognized field"),
 ]

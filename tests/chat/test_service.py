@@ -280,7 +280,7 @@ async def test_bad_sampling_is_refused(
         (completion(()), InvalidRequest, "prompt"),
         (completion(), InvalidRequest, "prompt"),
         (completion("\udc80"), InvalidRequest, "prompt"),
-        (completion("a", echo=True, logprobs=1), InvalidRequest, "echo"),
+        (msgspec.structs.replace(completion("a"), suffix="b"), InvalidRequest, "suffix"),
     ],
 )
 async def test_bad_prompt_is_refused(

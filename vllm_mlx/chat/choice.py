@@ -10,6 +10,7 @@ import msgspec
 from vllm_mlx.chat.detokenize import Detokenizer
 from vllm_mlx.chat.output_formats import OutputFormats
 from vllm_mlx.chat.parse import OutputParser
+from vllm_mlx.chat.prompt_scores import PromptScores
 from vllm_mlx.chat.stop import StopMatcher
 from vllm_mlx.chat.thinking import ThinkingLimit
 from vllm_mlx.chat.tokenizer import Tokenizer
@@ -58,9 +59,12 @@ class ChoiceDecoder:
         counts_prompt: bool = True,
         reading: Reading | None = None,
         tells_token_ids: bool = False,
+        is_prompt_only: bool = False,
+        reports_end: bool = False,
     ) -> None:
         """`echo` begins the text. `counts_prompt`: whether this choice's usage has the prompt's tokens. Without
-        `reading` all text is the answer. `tells_token_ids`: whether its end has them.
+        `reading` all text is the answer. `tells_token_ids`: whether its end has them. `is_prompt_only`, `reports_end`:
+        see `core.chat.CompletionRequest`.
         """
         self._tokenizer = tokenizer
         self._choice = choice
@@ -84,6 +88,10 @@ class ChoiceDecoder:
         self._num_decoded = self._num_released = 0
         self._infos: deque[tuple[int, TokenInfo]] = deque()
         """Tokens not yet reported, each with where in the generated text its own text begins."""
+        self._scores: PromptScores | None = None
+        if sampling.prompt_logprobs is not None:
+            self._scores = PromptScores(tokenizer, choice=choice, prompt_ids=prompt_ids)
+        self._is_prompt_only, self._reports_end = is_prompt_only, reports_end
         self._has_enough = False
         self._limit = reading.limit if reading else None
         self._told_prompt_ids = tuple(prompt_ids) if tells_token_ids else None
@@ -96,6 +104,12 @@ class ChoiceDecoder:
 
     def read(self, output: Output) -> list[Event]:
         """Events that this output gives, perhaps none. Its finish must be STOP, LENGTH or None."""
+        scored = self._scores.read(output) if self._scores is not None else []
+        if self._is_prompt_only and (output.token_ids or output.finish):
+            output = msgspec.structs.replace(output, token_ids=(), logprobs=None, finish=FinishReason.LENGTH)
+        return [*scored, *self._read(output)]
+
+    def _read(self, output: Output) -> list[Event]:
         if not self._was_resumed:  # what its own tokens found says nothing of the prompt
             self.num_cached = max(self.num_cached or 0, output.num_cached)
             self._queued_s = output.queued_s if output.queued_s is not None else self._queued_s
@@ -111,6 +125,8 @@ class ChoiceDecoder:
         if output.finish is not None:
             self._num_tokens += has_stop_token
             self._token_ids += output.token_ids[num_shown:]
+            if has_stop_token and self._reports_end and output.logprobs and output.logprobs[-1]:
+                self._infos.append((self._num_decoded, self._info(output.token_ids[-1], output.logprobs[-1])))
             return self._end(output.finish)
         if self._num_tokens - self._num_sent < self._stream_interval:
             return []

@@ -8,7 +8,17 @@ from collections.abc import AsyncIterable, Iterable
 import msgspec
 
 from vllm_mlx.core.chat import ToolCall
-from vllm_mlx.core.events import Event, Finish, ReasoningDelta, TextDelta, TokenInfo, ToolCallDelta, Usage
+from vllm_mlx.core.events import (
+    Event,
+    Finish,
+    PromptScored,
+    PromptToken,
+    ReasoningDelta,
+    TextDelta,
+    TokenInfo,
+    ToolCallDelta,
+    Usage,
+)
 from vllm_mlx.core.messages import FinishReason
 
 
@@ -21,6 +31,8 @@ class CollectedChoice(msgspec.Struct, frozen=True):
     stop_string: str | None = None
     tokens: tuple[TokenInfo, ...] = ()
     """Filled only if log-probabilities were asked for; those of reasoning and tool calls too."""
+    prompt: tuple[PromptToken, ...] = ()
+    """Of the choice's prompt; filled only if its log-probabilities were asked for."""
     reasoning: str = ""
     """What the model thought before it answered."""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -69,6 +81,7 @@ def _fold(deltas: list[Event], finish: Finish) -> CollectedChoice:
         tokens=tuple(
             info for delta in deltas if isinstance(delta, TextDelta | ReasoningDelta) for info in delta.tokens
         ),
+        prompt=next((event.tokens for event in deltas if isinstance(event, PromptScored)), ()),
         reasoning="".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta)),
         tool_calls=folded_calls(deltas),
         prompt_token_ids=finish.prompt_token_ids,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vllm_mlx.chat.breakpoints import breakpoints
+from vllm_mlx.chat.infill import find_infill
 from vllm_mlx.chat.limits import check_text
 from vllm_mlx.chat.plain_tools import tool_variables
 from vllm_mlx.chat.render import ChatTemplate
@@ -35,6 +36,8 @@ class Encoded(msgspec.Struct, frozen=True):
     """The text that its choices begin with."""
     breakpoints: tuple[int, ...] = ()
     """See `core.messages.Submit`."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer to this prompt, besides those of the model and the request."""
 
 
 class PromptEncoder:
@@ -90,6 +93,8 @@ class PromptEncoder:
 
     def completion(self, request: CompletionRequest, info: RunnerInfo) -> list[Encoded]:
         """Encode raw texts; token ids are taken as they are. Raises InvalidRequest for texts that are too long."""
+        if request.suffix is not None:
+            return self._infill(request, request.suffix, info)
         salt, encoded = prompt_salt(tenant=request.tenant), []
         for prompt in request.prompts:
             if isinstance(prompt, str):
@@ -98,6 +103,24 @@ class PromptEncoder:
             else:
                 token_ids, text = prompt, self._tokenizer.decode(prompt) if request.echo else ""
             encoded.append(Encoded(Prompt(token_ids, salt), Outline(salt), text, echo=text if request.echo else ""))
+        return encoded
+
+    def _infill(self, request: CompletionRequest, suffix: str, info: RunnerInfo) -> list[Encoded]:
+        """Prompts for what is missing between each text and the suffix."""
+        infill = find_infill(self._tokenizer)
+        if infill is None:
+            raise InvalidRequest(
+                "suffix is not supported by this model: its vocabulary has no tokens for filling in.", param="suffix"
+            )
+        encode = functools.partial(self._tokenizer.encode, add_special_tokens=False)
+        check_text(suffix, self._tokenizer, max_model_len=info.max_model_len, param="suffix")
+        salt, encoded = prompt_salt(tenant=request.tenant), []
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                check_text(prompt, self._tokenizer, max_model_len=info.max_model_len, param="prompt")
+            prefix = encode(prompt) if isinstance(prompt, str) else prompt
+            token_ids = infill.token_ids(prefix, encode(suffix))
+            encoded.append(Encoded(Prompt(token_ids, salt), Outline(salt), stop_token_ids=infill.stop_token_ids))
         return encoded
 
 

@@ -174,9 +174,7 @@ class ChatService:
         info = self._info()
         if not request.prompts:
             raise InvalidRequest("There must be at least one prompt.", param="prompt")
-        if request.echo and request.sampling.logprobs is not None:
-            raise InvalidRequest("echo cannot be combined with logprobs: prompts have none.", param="echo")
-        size = sum(len(prompt) for prompt in request.prompts)
+        size = sum(len(prompt) for prompt in request.prompts) + len(request.suffix or "")
         inputs = await _run(self._encoder.completion, request, info, size=size)
         sampling = await self._enforcer.completion(request, vocab_size=info.vocab_size)
         request = msgspec.structs.replace(request, sampling=sampling)
@@ -218,7 +216,7 @@ class ChatService:
         max_choices = self._config.max_num_seqs + self._config.max_waiting
         if len(inputs) * sampling.n > max_choices:
             raise InvalidRequest(f"At most {max_choices} choices can be asked for at once.", param="n")
-        resolved = [self._engine_sampling(sampling, one.prompt.token_ids, info, param=param) for one in inputs]
+        resolved = [self._engine_sampling(sampling, one, info, param=param) for one in inputs]
         explain = self._explain_later(inputs, info) if request.wants_cache_report else None
         choices: list[tuple[Submit, ChoiceDecoder]] = []
         for one, engine_sampling in zip(inputs, resolved, strict=True):
@@ -287,6 +285,8 @@ class ChatService:
             counts_prompt=is_first,
             reading=reading,
             tells_token_ids=isinstance(request, ChatRequest) and request.wants_token_ids,
+            is_prompt_only=isinstance(request, CompletionRequest) and request.is_prompt_only,
+            reports_end=isinstance(request, CompletionRequest) and request.reports_end,
         )
         if reading and reading.limit and reading.limit.is_spent and reading.parser.begins_thinking:
             decoder.close_reasoning()
@@ -320,9 +320,10 @@ class ChatService:
         )
 
     def _engine_sampling(
-        self, sampling: SamplingParams, token_ids: Sequence[int], info: RunnerInfo, *, param: str
+        self, sampling: SamplingParams, one: Encoded, info: RunnerInfo, *, param: str
     ) -> SamplingParams:
         """What a sequence of the engine gets, but for its seed: a single choice, everything resolved, no text."""
+        token_ids = one.prompt.token_ids
         check_token_ids(token_ids, vocab_size=info.vocab_size, param=param)
         max_tokens = max_output_tokens(
             sampling,
@@ -331,7 +332,7 @@ class ChatService:
             default=self._config.max_tokens,
             param=param,
         )
-        eos = () if sampling.ignore_eos else sorted(self._tokenizer.eos_token_ids)
+        eos = () if sampling.ignore_eos else sorted({*self._tokenizer.eos_token_ids, *one.stop_token_ids})
         stop_token_ids = dict.fromkeys((*sampling.stop_token_ids, *(i for i in eos if 0 <= i < info.vocab_size)))
         return sampling.replace(n=1, stop=(), max_tokens=max_tokens, stop_token_ids=tuple(stop_token_ids))
 

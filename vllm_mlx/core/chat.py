@@ -97,10 +97,16 @@ class CompletionRequest(msgspec.Struct, frozen=True):
     request_id: str
     prompts: tuple[str | tuple[int, ...], ...]
     sampling: SamplingParams
+    suffix: str | None = None
+    """What follows the text to be written, for models that were taught to fill in."""
     echo: bool = False
     """Begin each choice's text with its prompt."""
     output: OutputShape | None = None
     """What each continuation must look like, from its first token on."""
+    is_prompt_only: bool = False
+    """Nothing is written at all; `sampling` asks for one token, which is dropped."""
+    reports_end: bool = False
+    """Whether the token that ends a choice has its log-probability reported too, although it is no text."""
     timeout_s: float | None = None
     tenant: bytes = b""
     """Who shares remembered prefixes with whom; see `core.prompt.tenant_key`."""

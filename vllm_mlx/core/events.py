@@ -25,6 +25,30 @@ class TokenInfo(msgspec.Struct, frozen=True):
     """Most likely first; empty unless top_logprobs was asked for."""
 
 
+class PromptToken(msgspec.Struct, frozen=True):
+    """A token of the prompt with its log-probability given those before it."""
+
+    token_id: int
+    token: str
+    bytes: bytes
+    logprob: float | None = None
+    """None for the first token; so is `rank`."""
+    rank: int | None = None
+    """1 if no other was more likely."""
+    top_ids: tuple[int, ...] = ()
+    top: tuple[TopLogprob, ...] = ()
+    """Of `top_ids`, most likely first."""
+    is_text: bool = True
+    """False for special tokens, which no text shows."""
+
+
+class PromptScored(msgspec.Struct, frozen=True):
+    """All tokens of a choice's prompt. Comes first, if it was asked for."""
+
+    choice: int
+    tokens: tuple[PromptToken, ...]
+
+
 class TextDelta(msgspec.Struct, frozen=True):
     """More text of a choice. `text` may be empty when only `tokens` moved (a held-back or partial character)."""
 
@@ -80,4 +104,4 @@ class Finish(msgspec.Struct, frozen=True):
     """All that were generated, a stop token included."""
 
 
-Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish
+Event = PromptScored | TextDelta | ReasoningDelta | ToolCallDelta | Finish

@@ -13,7 +13,7 @@ import msgspec
 
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
-from vllm_mlx.core.step import MemoryUse, RunnerInfo, TokenLogprobs
+from vllm_mlx.core.step import MemoryUse, PromptLogprobs, RunnerInfo, TokenLogprobs
 
 
 class FinishReason(StrEnum):
@@ -111,6 +111,9 @@ class Output(msgspec.Struct, frozen=True, gc=False, tag=True):
     """With FinishReason.ERROR or REJECTED: what went wrong, for the caller."""
     num_cached: int = 0
     """Prompt tokens that were not computed because their pages were shared."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Of some of the prompt's tokens; all of them come before the first token. After a restart of the engine they may
+    come again."""
     queued_s: float | None = None
     """With the first tokens: how long the sequence waited before its first chunk was computed."""
 

@@ -51,6 +51,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     """None: no log-probabilities. 0: of the chosen token. k: also of the k most likely tokens."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt, which is then computed from its first token on."""
     grammar: str | None = None
     """What the text must look like, in llguidance's serialised form. Applied after penalties and bias, before all that
     limits the candidates; `min_tokens` yields where the text can only end, and `ignore_eos` where it has ended."""
@@ -78,6 +80,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequest("stop must not contain an empty string.", param="stop")
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _whole("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
 
     @property
     def is_greedy(self) -> bool:

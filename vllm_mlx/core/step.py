@@ -105,6 +105,16 @@ class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Of `top_ids`, most likely first."""
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Of consecutive tokens of a prompt, each given those before it."""
+
+    start: int
+    """Position of the first of them, at least 1: nothing comes before the token at 0."""
+    logprobs: tuple[TokenLogprobs, ...]
+    ranks: tuple[int, ...]
+    """How many tokens were at least as likely, itself included; 1 for the most likely one."""
+
+
 class StepResult(msgspec.Struct, frozen=True):
     """Plain numbers back: one token per sampled slot, in the order of `Step.sampled_slots`."""
 
@@ -112,6 +122,9 @@ class StepResult(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...] | None = None
     """None when no row of the step asked for them."""
+    prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
+    """Of `Step.prefills`, in order: a chunk gives those of the tokens that follow its tokens within the prompt. None
+    when no chunk of the step was to give any."""
     exported: tuple[bytes, ...] = ()
     """Of `Step.exports`, in order; then of `Step.checkpoint_exports`."""
     checkpoint_bytes: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from vllm_mlx.core.messages import Output
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, Step, StepResult
 from vllm_mlx.engine.sequence import Sequence
 from vllm_mlx.kv.admission import Orders
@@ -54,6 +55,15 @@ class Launched(msgspec.Struct, frozen=True):
             kv.keep_checkpoint(
                 sequence.request_id, number, sequence.token_ids, num_computed=num_computed, size_bytes=size_bytes
             )
+
+    def prompt_outputs(self, result: StepResult) -> list[Output]:
+        """What the step tells of prompts."""
+        rows = zip(self.rows[len(self.step.decodes) :], result.prompt_logprobs or (), strict=False)
+        return [
+            Output(row.sequence.request_id, prompt_logprobs=found)
+            for row, found in rows
+            if found is not None and not row.sequence.is_finished
+        ]
 
 
 @dataclass(slots=True)

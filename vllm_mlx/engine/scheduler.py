@@ -283,7 +283,7 @@ class Scheduler:
 
     def _chunk_size(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
         """Tokens of the sequence's next chunk: up to its next stop, or up to a page boundary within the budget."""
-        start, end = sequence.num_computed, len(sequence.token_ids)
+        start, end = sequence.num_computed, sequence.max_chunk_end
         end = min(end, self._kv.next_stop(sequence.request_id, start) or end)
         return self._pace.chunk(start, end, budget, page_size=self._page_size, is_first=is_first)
 
@@ -293,7 +293,7 @@ class Scheduler:
         False if it, and so nobody after it, can be taken now.
         """
         submit, num_known = sequence.submit, len(sequence.token_ids)
-        could_fit = partial(self._kv.could_fit, token_ids=sequence.token_ids, salt=submit.prompt.salt)
+        could_fit = partial(self._kv.could_fit, token_ids=sequence.token_ids, salt=sequence.salt)
         if not could_fit(num_known):
             self._end_for_want_of_pages(sequence)
             return True
@@ -309,7 +309,7 @@ class Scheduler:
             sequence.token_ids,
             num_tokens=num_tokens,
             headroom=headroom,
-            salt=submit.prompt.salt,
+            salt=sequence.salt,
             breakpoints=submit.breakpoints,
             is_pinned=submit.pinned,
         )
@@ -361,6 +361,7 @@ class Scheduler:
             raise ValueError(f"step {step.number} has {len(step.sampled_slots)} tokens to come, not {result}")
         self._pace.observe(step, result.elapsed_s)
         launched.remember(self._kv, result)
+        self._outputs += launched.prompt_outputs(result)
         tokens = zip(result.token_ids, result.logprobs or itertools.repeat(None), strict=False)
         for row in launched.rows:
             token_id, logprobs = next(tokens) if row.samples else (None, None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 
 from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import NewSequence, RunnerInfo
 from vllm_mlx.engine.constraints import Constraint
+
+MAX_SCORED = 256
+"""Most tokens of a chunk whose log-probabilities are asked; with 150,000 logits each they are 150 MB."""
 
 
 def refusal(submit: Submit, info: RunnerInfo) -> str | None:
@@ -47,6 +51,8 @@ class Sequence:
     """The name that the API side knows it by."""
     sampling: SamplingParams = field(init=False)
     """How its tokens are chosen."""
+    salt: bytes = field(init=False)
+    """Of the prompt; nobody else's if log-probabilities are asked of it, so that no part of it is remembered."""
     num_prompt: int = field(init=False)
     """Tokens of the prompt."""
     token_ids: list[int] = field(init=False)
@@ -71,6 +77,8 @@ class Sequence:
     def __post_init__(self) -> None:
         self.request_id = self.submit.request_id
         self.sampling = self.submit.sampling
+        is_scored = self.sampling.prompt_logprobs is not None
+        self.salt = secrets.token_bytes(16) if is_scored else self.submit.prompt.salt
         self.num_prompt = len(self.submit.prompt)
         self.token_ids = [*self.submit.prompt.token_ids, *self.submit.resume_token_ids]
 
@@ -98,6 +106,13 @@ class Sequence:
     def num_tokens(self) -> int:
         """Known tokens and those being sampled."""
         return len(self.token_ids) + self.num_pending
+
+    @property
+    def max_chunk_end(self) -> int:
+        """Where its next chunk must end: logits at every position of a chunk take room."""
+        num_known = len(self.token_ids)
+        is_scored = self.sampling.prompt_logprobs is not None and self.num_computed < self.num_prompt
+        return min(num_known, self.num_computed + MAX_SCORED) if is_scored else num_known
 
     @property
     def is_prefilling(self) -> bool:

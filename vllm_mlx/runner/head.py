@@ -1,4 +1,4 @@
-"""Logits of the last position only.
+"""Logits of the last position only, unless others are asked for.
 
 A prompt chunk of T tokens needs one row of logits, not T: for 2048 tokens and a vocabulary of 150,000 the others
 would cost a gigabyte and, on small models, a fifth of the time. The modules below stand where the model has its output
@@ -24,6 +24,7 @@ class WantedPositions:
 
     def __init__(self) -> None:
         self._index: mx.array | None = None
+        self._is_everywhere = False
 
     @contextmanager
     def at(self, index: mx.array) -> Iterator[None]:
@@ -34,8 +35,19 @@ class WantedPositions:
         finally:
             self._index = None
 
+    @contextmanager
+    def everywhere(self) -> Iterator[None]:
+        """For the time of a forward pass: all positions."""
+        self._is_everywhere = True
+        try:
+            yield
+        finally:
+            self._is_everywhere = False
+
     def of(self, array: mx.array) -> mx.array:
         """The wanted positions [rows, 1, ...] of [rows, tokens, ...]; of a single position, that one."""
+        if self._is_everywhere:
+            return array
         if self._index is None or array.shape[1] == 1:
             return array[:, -1:]
         return array[mx.arange(array.shape[0]), self._index][:, None]

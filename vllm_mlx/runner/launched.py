@@ -5,9 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 import msgspec
 
-from vllm_mlx.core.step import Step
+from vllm_mlx.core.step import PromptLogprobs, Step
 from vllm_mlx.runner.codec import Exports
 from vllm_mlx.runner.sampler import Sampled, SampledRow
+from vllm_mlx.runner.scoring import Scores
 
 
 class Unsampled(msgspec.Struct, frozen=True, eq=False):
@@ -35,3 +36,10 @@ class Launched(msgspec.Struct, frozen=True, eq=False):
     launched_at: float
     checkpoint_bytes: tuple[int, ...]
     exports: Exports
+    scores: dict[int, Scores]
+    """By slot, of the chunks whose prompt tokens are scored."""
+
+    def prompt_logprobs(self) -> tuple[PromptLogprobs | None, ...] | None:
+        """Plain numbers for `StepResult`; waits for them."""
+        found = (self.scores.get(row.slot) for row in self.step.prefills)
+        return tuple(each.collect() if each else None for each in found) if self.scores else None

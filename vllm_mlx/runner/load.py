@@ -151,7 +151,7 @@ def _build_runner(
     from vllm_mlx.runner.runner import MlxRunner
 
     shapes = layers.paged
-    build = partial(MlxRunner, model, layers, info=info, family=family, max_rows=config.max_num_seqs)
+    build = partial(MlxRunner, model, layers, info=info, family=family, wanted=wanted, max_rows=config.max_num_seqs)
     if kernels is None or not shapes:
         return build(pages=GrowingPages(shapes, num_pages=INITIAL_CPU_PAGES, max_pages=info.num_pages))
     max_pages = -(-info.max_model_len // info.cache.page_size)

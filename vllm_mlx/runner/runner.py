@@ -32,9 +32,11 @@ from vllm_mlx.runner.checkpoints import Checkpoint, Checkpoints
 from vllm_mlx.runner.codec import Exports, decode_checkpoint, page_words
 from vllm_mlx.runner.compiled import CompiledSteps
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
+from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.launched import Launched, Unsampled
 from vllm_mlx.runner.layers import ModelLayers, parts_of
 from vllm_mlx.runner.pages import GrowingPages, PageStore
+from vllm_mlx.runner.rehearsal import rehearsal
 from vllm_mlx.runner.rows import (
     BatchRowView,
     Residents,
@@ -46,6 +48,7 @@ from vllm_mlx.runner.rows import (
     fresh_singles,
 )
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
+from vllm_mlx.runner.scoring import PromptScorer
 
 log = get_logger("runner")
 
@@ -65,6 +68,7 @@ class MlxRunner:
         info: RunnerInfo,
         family: Family,
         pages: PageStore,
+        wanted: WantedPositions,
         compiled: CompiledSteps | None = None,
         max_rows: int,
     ) -> None:
@@ -75,6 +79,7 @@ class MlxRunner:
         self._pages = pages
         self._compiled = compiled or CompiledSteps()
         self._sampler = Sampler(layers.vocab_size)
+        self._scorer = PromptScorer(wanted)
         self._last_tokens = mx.zeros((max_rows + 1,), mx.int32)
         self._own: dict[int, list[Any]] = {}
         self._checkpoints = Checkpoints()
@@ -115,13 +120,16 @@ class MlxRunner:
             unsampled.clear()
         kept = [*self._take_checkpoints(step), *imported]
         slots = tuple(row.slot for row in order)
-        written = [*(array for checkpoint in kept for array in checkpoint.arrays()), *self._written(step), *logits]
+        scores = self._scorer.taken()
+        made = [array for checkpoint in kept for array in checkpoint.arrays()]
+        made += [array for score in scores.values() for array in score.arrays()]
+        written = [*made, *self._written(step), *logits]
         if sampled and (not self._holds_back or not step.decodes):
             # Only a decode reads them: without it, step after step would pile up on graphs that nobody evaluates.
             written.append(self._last_tokens)
         marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
         sizes = tuple(checkpoint.nbytes for checkpoint in kept)
-        launched = Launched(step, sampled, unsampled, slots, written, marker, launched_at, sizes, exports)
+        launched = Launched(step, sampled, unsampled, slots, written, marker, launched_at, sizes, exports, scores)
         self._held_back = launched
         if not self._holds_back:
             self._start_held_back()
@@ -178,21 +186,8 @@ class MlxRunner:
                 break
         progress("trying the model")
         for temperature in (0.0, 1.0):
-            self._rehearse(SamplingParams(temperature=temperature, seed=0))
-
-    def _rehearse(self, sampling: SamplingParams) -> None:
-        """Run a short sequence through all that a step does, in the scratch page."""
-        size, tokens = self._info.cache.page_size, tuple(range(3))
-        pages = (0, 0) if self._info.num_pages else ()
-        new = NewSequence(0, sampling, tokens * size, size * len(tokens))
-        steps = [
-            Step(0, new=(new,), prefills=(PrefillRow(0, 0, tokens[:1] * size, pages, False),)),
-            Step(1, prefills=(PrefillRow(0, size, tokens, pages, True),)),
-            Step(2, decodes=(DecodeRow(0, size + len(tokens), pages),)),
-            Step(3, released=(0,)),
-        ]
-        for step in steps:
-            self.collect(self.launch(step))
+            for step in rehearsal(self._info, SamplingParams(temperature=temperature, seed=0)):
+                self.collect(self.launch(step))
 
     def idle(self) -> bool:
         """Compile one more shape; when all are, give freed buffers back to the system."""
@@ -229,6 +224,7 @@ class MlxRunner:
             handle.step.number,
             tuple(tokens[slot] for slot in slots),
             tuple(logprobs.get(slot) for slot in slots) if logprobs else None,
+            prompt_logprobs=handle.prompt_logprobs(),
             exported=handle.exports.payloads(),
             checkpoint_bytes=handle.checkpoint_bytes,
             elapsed_s=elapsed_s,
@@ -258,6 +254,7 @@ class MlxRunner:
     def _take_slots(self, step: Step) -> None:
         for slot in step.released:
             self._sampler.remove(slot)
+            self._scorer.remove(slot)
             self._own.pop(slot, None)
             self._residents.remove(slot)
         for new in step.new:
@@ -265,6 +262,7 @@ class MlxRunner:
 
     def _start(self, new: NewSequence) -> None:
         self._sampler.add(new)
+        self._scorer.add(new)
         caches = self._fresh_caches()
         if new.checkpoint is not None:
             kept = self._checkpoints[new.checkpoint]
@@ -299,12 +297,15 @@ class MlxRunner:
         """Chunks, together where that can be, with the logits [rows, vocab] behind them."""
         done: set[int] = set()
         if self._compiled.prefill is not None:
-            for group, logits in self._compiled.prefill.logits(rows):
+            for group, logits in self._compiled.prefill.logits([row for row in rows if not self._scorer.wants(row)]):
                 done.update(row.slot for row in group)
                 yield group, logits
         for row in rows:
             if row.slot not in done:
-                yield (row,), self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
+                with self._scorer.positions(row):
+                    logits = self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
+                self._scorer.take(row, logits[0])
+                yield (row,), logits[:, -1]
 
     def _decode(
         self, rows: Sequence[DecodeRow], *, is_constrained: bool
@@ -328,7 +329,7 @@ class MlxRunner:
         if not self._is_batched:
             last = [self._last_tokens[row.slot].reshape(1, 1) for row in rows]
             each = [self._single(row.slot, t, row.position, row.page_ids) for row, t in zip(rows, last, strict=True)]
-            return list(rows), mx.concatenate(each)
+            return list(rows), mx.concatenate(each)[:, -1]
         ordered = list(rows)
         if self._residents.layers:
             by_slot = {row.slot: row for row in rows}
@@ -340,7 +341,10 @@ class MlxRunner:
         return ordered, logits[:, -1]
 
     def _single(self, slot: int, token_ids: mx.array, start: int, page_ids: tuple[int, ...]) -> mx.array:
-        """Logits [1, vocab] after token ids [1, tokens] of one sequence, whose cache holds `start` tokens."""
+        """Logits [1, positions, vocab] of token ids [1, tokens] of one sequence, whose cache holds `start` tokens.
+
+        Positions are those that are wanted; the last one is the last token's.
+        """
         if self._is_batched:
             self._pages.ensure(max(page_ids, default=0))
             num_tokens = token_ids.shape[1]
@@ -349,7 +353,7 @@ class MlxRunner:
         else:
             cache = self._own[slot]
         logits: mx.array = self._model(token_ids, cache=cache)
-        return logits[:, -1]
+        return logits
 
     def _single_views(self, slot: int, place: SinglePlace) -> list[Any]:
         pages, singles = iter(self._pages.single_views(place)), iter(self._residents.singles[slot])

@@ -26,12 +26,12 @@ from vllm_mlx.core.step import (
 from vllm_mlx.testing.choosing import allowed_tokens, fallback_token, halving, next_allowed
 from vllm_mlx.testing.contract import ContractError, expect
 from vllm_mlx.testing.held import Handle, Slot
+from vllm_mlx.testing.scoring import prompt_logprobs
 
 __all__ = ["ContractError", "FakeFactory", "FakeRunner", "expect", "fake_factory"]
 
 Script = Callable[[tuple[int, ...]], int]
 """All tokens of a sequence so far, prompt included -> the next token."""
-
 
 TOKEN_BYTES = 4
 
@@ -118,12 +118,15 @@ class FakeRunner:
             expect(self._checkpoints.pop(number, None) is not None, f"checkpoint {number} is dropped but not there")
         prefilled = [self._prefill(row) for row in step.prefills]
         sampled = [self._decode(row) for row in step.decodes] + [slot for slot in prefilled if slot is not None]
+        vocab_size = self._info.vocab_size
+        scores = tuple(prompt_logprobs(row, self._slots[row.slot], vocab_size=vocab_size) for row in step.prefills)
         self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
         sizes = [self._keep(slot, number) for slot, number in step.checkpoints]
         sizes += [len(payload) for _, payload in step.checkpoint_imports]
         result = StepResult(
             number=step.number,
             token_ids=(),
+            prompt_logprobs=scores if any(scores) else None,
             exported=exported,
             checkpoint_bytes=tuple(sizes),
             elapsed_s=self._step_s,

@@ -12,7 +12,7 @@ from vllm_mlx.core.messages import CacheFreed, CacheMatch, EngineClient, EngineS
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.step import RunnerInfo
 
-BACKGROUND_PRIORITY = -(1 << 30)
+BACKGROUND_PRIORITY = -(1 << 40)
 """Below whatever a request may ask for."""
 
 

@@ -40,6 +40,7 @@ def router(context: Context) -> APIRouter:
             include_usage=body.wants_usage,
             include_reasoning=body.include_reasoning is not False,
             service_tier=served_tier(body.service_tier),
+            prompt_count=body.prompt_logprobs,
         )
         return await respond(request, context, start=lambda: service.chat(asked), encoder=encoder)
 

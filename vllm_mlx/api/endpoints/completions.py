@@ -12,7 +12,7 @@ from vllm_mlx.api.openapi import json_answers, json_body
 from vllm_mlx.api.tenant import tenant_of
 from vllm_mlx.api.wire.answers import CompletionAnswer
 from vllm_mlx.api.wire.completion_encoder import CompletionEncoder
-from vllm_mlx.api.wire.completions import CompletionBody, completion_request
+from vllm_mlx.api.wire.completions import CompletionBody, best_of, completion_request
 from vllm_mlx.api.wire.usage import answer_head
 
 
@@ -34,7 +34,15 @@ def router(context: Context) -> APIRouter:
         tenant = tenant_of(request, context.config)
         asked = completion_request(body, request_id=request_id, defaults=service.sampling_defaults, tenant=tenant)
         head = answer_head(request_id, context.config.model_name)
-        encoder = CompletionEncoder(head, has_logprobs=body.logprobs is not None, include_usage=body.wants_usage)
+        encoder = CompletionEncoder(
+            head,
+            has_logprobs=body.logprobs is not None,
+            include_usage=body.wants_usage,
+            num_top=body.logprobs or 0,
+            echoes=bool(body.echo) and body.logprobs is not None,
+            prompt_count=body.prompt_logprobs,
+            best=best_of(body),
+        )
         return await respond(request, context, start=lambda: service.complete(asked), encoder=encoder)
 
     return routes

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from vllm_mlx.api.wire.prompt_logprobs import PromptLogprobs
+
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     """Where the prompt's tokens came from."""
@@ -137,6 +139,7 @@ class ChatCompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag=
     prompt_token_ids: list[int] | UnsetType = UNSET
     """Only with `return_token_ids`."""
     cache: CacheAnswer | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -175,11 +178,12 @@ class ChatChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.compl
 
 
 class TextLogprobs(msgspec.Struct, frozen=True):
-    """One entry for each generated token; `text_offset` counts characters from the start of the choice's text."""
+    """One entry for each token; `text_offset` counts characters from the start of the choice's text."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """null for the first token of an echoed prompt, before which there is nothing."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -190,6 +194,7 @@ class TextChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class CompletionAnswer(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):

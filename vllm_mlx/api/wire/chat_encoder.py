@@ -20,6 +20,7 @@ from vllm_mlx.api.wire.answers import (
     TopLogprobAnswer,
     UsageAnswer,
 )
+from vllm_mlx.api.wire.prompt_logprobs import prompt_logprobs
 from vllm_mlx.api.wire.usage import AnswerHead, Cache, usage_answer
 from vllm_mlx.chat.collect import Collected, CollectedChoice
 from vllm_mlx.core.events import Event, Finish, ReasoningDelta, TextDelta, TokenInfo, ToolCallDelta, Usage
@@ -42,11 +43,14 @@ class ChatEncoder:
         include_usage: bool,
         include_reasoning: bool = True,
         service_tier: str = "default",
+        prompt_count: int | None = None,
     ) -> None:
+        """`prompt_count`: candidates for `prompt_logprobs`, if these were asked for."""
         self._head = head
         self._has_logprobs = has_logprobs
         self._include_reasoning = include_reasoning
         self._service_tier = service_tier
+        self._prompt_count = prompt_count
         self._called: set[int] = set()
         self._usage: UsageAnswer | msgspec.UnsetType | None = None if include_usage else msgspec.UNSET
         self._opened: set[int] = set()
@@ -85,7 +89,16 @@ class ChatEncoder:
         fingerprint = head.system_fingerprint
         prompt_ids = _ids(collected.choices[0].prompt_token_ids) if collected.choices else msgspec.UNSET
         return ChatCompletionAnswer(
-            head.id, head.created, head.model, choices, usage, fingerprint, self._service_tier, prompt_ids, cache=cache
+            head.id,
+            head.created,
+            head.model,
+            choices,
+            usage,
+            fingerprint,
+            self._service_tier,
+            prompt_ids,
+            cache=cache,
+            prompt_logprobs=prompt_logprobs(collected.choices[0].prompt, count=self._prompt_count),
         )
 
     def _choice(self, index: int, choice: CollectedChoice) -> ChatChoice:

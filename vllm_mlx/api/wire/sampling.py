@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vllm_mlx.api.wire.base import WireModel
 from vllm_mlx.core.errors import InvalidRequest
-from vllm_mlx.core.sampling import SamplingParams, merge
+from vllm_mlx.core.sampling import MAX_TOP_LOGPROBS, SamplingParams, merge
 
 MAX_STOP_STRINGS = 16
 MAX_PRIORITY = 1_000_000
@@ -28,6 +28,7 @@ _OWN_NAMES = (
     "ignore_eos",
     "include_stop_str_in_output",
     "skip_special_tokens",
+    "prompt_logprobs",
 )
 
 
@@ -84,6 +85,8 @@ class GenerationBody(WireModel):
     """False shows tokens that only structure the conversation; they are left out otherwise."""
     stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
     """Tokens at which generation ends."""
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """Return log-probabilities of the prompt's tokens and of this many most likely ones, 0 to 20; not in a stream."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which the request is given up; the server's --timeout if absent."""
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
@@ -99,9 +102,11 @@ class GenerationBody(WireModel):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def check_stream_options(self) -> None:
-        """Raise InvalidRequest for stream options without a stream."""
+        """Raise InvalidRequest for stream options without a stream, and for what cannot be streamed."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs cannot be streamed; send stream: false.", param="prompt_logprobs")
 
     def sampling(self, defaults: Mapping[str, Any], *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """What was given, over the server's defaults. Raises InvalidRequest for a value out of range."""
