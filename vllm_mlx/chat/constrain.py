@@ -7,13 +7,18 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
+import msgspec
+
+from vllm_mlx.chat.call_grammars import CallSyntax, arguments_schema, call_rules, tool_grammar
 from vllm_mlx.chat.grammars import TokenGrammars
 from vllm_mlx.chat.reasoning import ReasoningFormat
 from vllm_mlx.chat.shapes import ANY_TEXT, Entry, check_size, entry_of, quoted, refusal
 from vllm_mlx.chat.tokenizer import Tokenizer
+from vllm_mlx.core.chat import Tool
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.grammar import GrammarError
 from vllm_mlx.core.shape import OutputShape
@@ -22,6 +27,18 @@ MAX_REMEMBERED = 256
 """Shapes whose verdict is kept."""
 _BREAK = r'("\n" | "\n\n")?'
 """What models write between reasoning and answer."""
+
+
+class CallPlan(msgspec.Struct, frozen=True):
+    """Where calls may stand in an answer."""
+
+    kind: Literal["required", "lazy", "or_shape"]
+    """Nothing but calls; any text with calls in it; calls, or the shape."""
+    is_parallel: bool
+    reasoning: ReasoningFormat | None
+    tail: str
+    """The end of the prompt, behind the last message."""
+    shape: OutputShape | None = None
 
 
 class Constrainer:
@@ -56,13 +73,36 @@ class Constrainer:
             raise InvalidRequest(found.message, param=found.param, code=found.code)
         return found
 
-    async def check(self, grammar: str, *, vocab_size: int) -> None:
+    async def with_calls(self, tools: Sequence[Tool], syntax: CallSyntax, plan: CallPlan, *, vocab_size: int) -> str:
+        """The grammar of an answer that has calls of these tools, checked.
+
+        Raises:
+            InvalidRequest: a tool's schema cannot be enforced; `param` names it.
+        """
+        for tool in tools:
+            param = f"tools.{tool.name}.parameters"
+            alone = OutputShape("json_schema", arguments_schema(tool), param, tool.is_strict)
+            await self.grammar(alone, vocab_size=vocab_size)
+        rules = call_rules(tools, syntax, literal=self._literal, is_parallel=plan.is_parallel)
+        expression = {"required": "calls", "lazy": "lazy_calls", "or_shape": "(calls | @shape)"}[plan.kind]
+        start = f"start: {expression}"
+        if plan.reasoning is not None:
+            start = after_reasoning(expression, plan.reasoning, tail=plan.tail, literal=self._literal)
+        entries: list[Entry] = [{"lark_grammar": tool_grammar(start, rules)}]
+        if plan.shape is not None:
+            await self.grammar(plan.shape, vocab_size=vocab_size)
+            entries.append(_named(entry_of(plan.shape, self._literal), "shape"))
+        whole = json.dumps({"grammars": entries})
+        await self.check(whole, vocab_size=vocab_size, param="tools")
+        return whole
+
+    async def check(self, grammar: str, *, vocab_size: int, param: str = "grammar") -> None:
         """Raise InvalidRequest unless the grammar, in llguidance's own form, can be followed."""
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._builder, self._build, grammar, vocab_size)
         except GrammarError as error:
-            raise InvalidRequest(f"grammar cannot be followed: {error}", param="grammar") from error
+            raise InvalidRequest(f"{param} cannot be enforced: {error}", param=param) from error
 
     def _make(
         self, shape: OutputShape, vocab_size: int, reasoning: ReasoningFormat | None, tail: str

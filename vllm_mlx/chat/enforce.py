@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from vllm_mlx.chat.constrain import Constrainer
+from collections.abc import Sequence
+
+from vllm_mlx.chat.call_grammars import CALL_SYNTAXES, CallSyntax
+from vllm_mlx.chat.constrain import CallPlan, Constrainer
+from vllm_mlx.chat.encode import shown_tools
 from vllm_mlx.chat.output_formats import OutputFormats
-from vllm_mlx.core.chat import ChatRequest, CompletionRequest
+from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Tool
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.sampling import SamplingParams
 
@@ -24,20 +28,45 @@ class Enforcer:
         Raises:
             InvalidRequest: it cannot be made certain; `param` names the field.
         """
-        if request.tool_choice.mode == "required":
-            reason = "tool_choice cannot force a call here: 'auto' and 'none' are offered."
-            if self._formats.tools is None:
-                reason = "tool_choice cannot force a call: this server reads no calls (--tool-call-parser none)."
-            raise InvalidRequest(reason, param="tool_choice")
+        tools = shown_tools(request)
+        if request.tool_choice.mode == "required" and not tools:
+            raise InvalidRequest("tool_choice cannot force a call: there are no tools.", param="tool_choice")
+        if tools and (plan := self._plan(request, tools, tail)) is not None:
+            syntax = self._syntax(plan, request)
+            if syntax is not None:
+                grammar = await self._constrainer.with_calls(tools, syntax, plan, vocab_size=vocab_size)
+                return self._with(request.sampling, grammar)
         if request.output is None:
             return await self._own(request.sampling, vocab_size=vocab_size)
-        if request.tools and request.tool_choice.mode != "none":
-            param = request.output.param
-            raise InvalidRequest(f"{param} cannot be combined with tools here; send tool_choice 'none'.", param=param)
         grammar = await self._constrainer.grammar(
             request.output, vocab_size=vocab_size, reasoning=self._formats.reasoning, tail=tail
         )
         return self._with(request.sampling, grammar)
+
+    def _plan(self, request: ChatRequest, tools: Sequence[Tool], tail: str) -> CallPlan | None:
+        """Where calls may stand; None if nothing about them is to be made certain."""
+        is_parallel, reasoning = request.parallel_tool_calls, self._formats.reasoning
+        if request.tool_choice.mode == "required":
+            return CallPlan("required", is_parallel, reasoning, tail)
+        if request.output is not None:
+            return CallPlan("or_shape", is_parallel, reasoning, tail, request.output)
+        return CallPlan("lazy", is_parallel, reasoning, tail) if any(tool.is_strict for tool in tools) else None
+
+    def _syntax(self, plan: CallPlan, request: ChatRequest) -> CallSyntax | None:
+        """How the model's calls are written; None if that is not known and calls need not be certain."""
+        form = self._formats.tools
+        syntax = CALL_SYNTAXES.get(form.name) if form is not None else None
+        if plan.kind == "lazy":
+            return syntax if syntax is not None and syntax.mark else None
+        if syntax is not None:
+            return syntax
+        if plan.kind == "or_shape" and form is None:
+            return None  # no calls are read: the shape alone holds
+        param = "tool_choice" if plan.shape is None else plan.shape.param
+        why = "no calls are read here (--tool-call-parser none)"
+        if form is not None:
+            why = f"there is no grammar for calls of the format '{form.name}'"
+        raise InvalidRequest(f"{param} cannot be guaranteed together with tools: {why}.", param=param)
 
     async def completion(self, request: CompletionRequest, *, vocab_size: int) -> SamplingParams:
         """The same for raw text, whose shape holds from the first token on."""
