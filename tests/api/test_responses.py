@@ -13,7 +13,10 @@ import httpx
 import pytest
 from fixtures_server import client_of, running
 
+from vllm_mlx.api.wire.responses.body import ResponsesBody
+from vllm_mlx.api.wire.sampling import GenerationBody
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.sampling import SamplingParams
 
 pytestmark = pytest.mark.anyio
 
@@ -192,6 +195,15 @@ async def test_what_is_not_honoured_is_refused_by_name(
     client: httpx.AsyncClient, fields: dict[str, Any], param: str
 ) -> None:
     assert (await refused(client, **fields))["param"] == param
+
+
+def test_no_shared_field_is_passed_over() -> None:
+    """A field that all generating endpoints share is honoured here too, or has a word of its own in the body."""
+    sampled = {name for name in SamplingParams.__struct_fields__ if name not in ("grammar", "n", "max_tokens")}
+    honoured = {"model", "stream", "stream_options", "timeout", "priority", "cache_report", "user"}
+    refused = {"n", "max_tokens"}
+    assert set(GenerationBody.model_fields) <= sampled | honoured | refused
+    assert all(ResponsesBody.model_fields[name].annotation is type(None) for name in refused)
 
 
 async def test_input_too_long_is_refused_or_cut(client: httpx.AsyncClient) -> None:

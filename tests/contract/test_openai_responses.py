@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from openai import OpenAI
+from pydantic import BaseModel
 
 HI = "Count from 1 to 200."
 TIMEOUT_S = 120.0
@@ -71,6 +72,21 @@ def test_a_response_goes_on_from_another(client: OpenAI, model: str) -> None:
     assert second.usage.input_tokens > first.usage.input_tokens
     with pytest.raises(openai.BadRequestError):
         client.responses.create(model=model, input=HI, previous_response_id="resp_nope")
+
+
+class Verdict(BaseModel):
+    ok: bool
+    kind: Literal["river", "lake"]
+
+
+def test_an_answer_has_the_shape_that_was_asked_for(client: OpenAI, model: str) -> None:
+    made = client.responses.parse(model=model, input=HI, text_format=Verdict, max_output_tokens=100)
+    assert made.status == "completed"
+    assert isinstance(made.output_parsed, Verdict)
+    with client.responses.stream(model=model, input=HI, text_format=Verdict, max_output_tokens=100) as stream:
+        list(stream)
+        final = stream.get_final_response()
+    assert isinstance(final.output_parsed, Verdict)
 
 
 def test_input_tokens_are_counted(client: OpenAI, model: str) -> None:
