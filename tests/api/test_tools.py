@@ -383,3 +383,22 @@ async def test_tools_loop_with_the_official_client(parts: Parts, says: Says) -> 
         says.text = "It rains."
         second = await sdk.chat.completions.create(model="default", messages=messages, tools=tools, temperature=0)
         assert second.choices[0].message.content == "It rains."
+
+
+async def test_stream_of_the_official_client_finds_the_calls(parts: Parts, says: Says) -> None:
+    async with client_of(parts.app) as http:
+        sdk = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http)
+        says.text = f"I look. {CALL}\n{CALL.replace('Paris', 'Rome')}"
+        function = {**TOOL["function"], "strict": True, "parameters": {**PARAMETERS, "additionalProperties": False}}
+        tools: Any = [{"type": "function", "function": function}]
+        messages: Any = list(ASK)
+        asking = sdk.chat.completions.stream(model="default", messages=messages, tools=tools, temperature=0)
+        async with asking as events:
+            ends = [event async for event in events if event.type == "tool_calls.function.arguments.done"]
+            final = await events.get_final_completion()
+        told = [(end.index, end.parsed_arguments) for end in ends]
+        assert told == [(0, {"city": "Paris"}), (1, {"city": "Rome"})]
+        calls = final.choices[0].message.tool_calls
+        assert calls
+        assert len({call.id for call in calls}) == 2
+        assert final.choices[0].finish_reason == "tool_calls"
