@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from vllm_mlx.core.grammar import TokenMasks
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import NewSequence
 from vllm_mlx.runner.sampler import SampledRow, Sampler
@@ -204,3 +205,18 @@ def test_log_probabilities_are_the_model_s_own() -> None:
 def test_nothing_is_computed_that_nobody_asked_for() -> None:
     sampled = sampler_of(SamplingParams(temperature=0.0)).sample(mx.array(logits(1)), rows_at(3, 1))
     assert sampled.logprobs is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_masked_row_takes_allowed_tokens_and_its_neighbours_what_they_took_before(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, seed=4, top_p=0.9)
+    values = logits(3)
+    free = draw(sampler_of(params, params, params), values)
+    vocab_size = values.shape[1]
+    allowed = {int(values[1].argmin()), (int(values[1].argmin()) + 33) % vocab_size}
+    size = 4 * -(-vocab_size // 32)
+    masks = TokenMasks((1,), sum(1 << token for token in allowed).to_bytes(size, "little"))
+    sampled = sampler_of(params, params, params).sample(mx.array(values), rows_at(3, 3), masks=masks)
+    found = sampled.tokens.tolist()
+    assert found[1] in allowed
+    assert [found[0], found[2]] == [free[0], free[2]]
