@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from fixtures_text import write_tokenizer
 
+from vllm_mlx.chat.call_grammars import CALL_SYNTAXES, CallSyntax
+from vllm_mlx.chat.collect import folded_calls
 from vllm_mlx.chat.constrain import Constrainer
 from vllm_mlx.chat.enforce import Enforcer
 from vllm_mlx.chat.formats import tool_format
@@ -19,7 +21,7 @@ from vllm_mlx.chat.reasoning import reasoning_format
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.chat import ChatRequest, Message, Tool, ToolChoice
 from vllm_mlx.core.errors import InvalidRequest
-from vllm_mlx.core.events import ToolCallDelta
+from vllm_mlx.core.events import TextDelta
 from vllm_mlx.core.grammar import GrammarError
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.shape import OutputShape
@@ -47,10 +49,16 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 async def grammar(
-    tokenizer: Tokenizer, *, tail: str = "", thinks: bool = False, form: str = "hermes", **given: Any
+    tokenizer: Tokenizer,
+    *,
+    tail: str = "",
+    thinks: bool = False,
+    form: str = "hermes",
+    template: str = "",
+    **given: Any,
 ) -> str | None:
     reasoning = reasoning_format("qwen3") if thinks else None
-    enforcer = Enforcer(Constrainer(tokenizer), OutputFormats(tool_format(form), reasoning))
+    enforcer = Enforcer(Constrainer(tokenizer), OutputFormats(tool_format(form), reasoning, template=template))
     request = ChatRequest("r", (Message("user", "hi"),), SamplingParams(), **{"tools": TOOLS, **given})
     return (await enforcer.chat(request, vocab_size=VOCAB_SIZE, tail=tail)).grammar
 
@@ -90,25 +98,46 @@ async def test_answers_hold_calls_where_they_may_stand(
     assert [text for text in bad if accepts(tokenizer, used, text)] == []
 
 
-@pytest.mark.parametrize(
-    ("form", "text"),
-    [
-        ("hermes", TAGGED),
-        ("auto", TAGGED),
-        ("llama", WEATHER.replace("arguments", "parameters")),
-        ("json", WEATHER),
-    ],
-)
+def written(syntax: CallSyntax, *calls: tuple[str, str]) -> str:
+    """Calls as the syntax has them, made from its parts."""
+    each = [
+        syntax.head.replace("{name}", name).replace("{index}", str(i)) + arguments + syntax.end
+        for i, (name, arguments) in enumerate(calls)
+    ]
+    return syntax.mark + syntax.opening + (syntax.between or "").join(each) + syntax.closing
+
+
+SYNTAXES = [(form, syntax) for form, several in CALL_SYNTAXES.items() for syntax in several]
+
+
+@pytest.mark.parametrize(("form", "syntax"), SYNTAXES, ids=[form for form, _ in SYNTAXES])
 async def test_the_parser_of_the_format_reads_what_its_grammar_allows(
-    tokenizer: Tokenizer, form: str, text: str
+    tokenizer: Tokenizer, form: str, syntax: CallSyntax
 ) -> None:
-    used = await grammar(tokenizer, form=form, tool_choice=REQUIRED)
+    calls = [("weather", '{"city": "Paris"}'), ("stop", "{}")][: 1 if syntax.between is None else 2]
+    text = written(syntax, *calls)
+    used = await grammar(tokenizer, form=form, template=syntax.template, tool_choice=REQUIRED)
     assert accepts(tokenizer, used, text)
-    tools = ToolSet({"weather": CITY, "stop": {}})
-    parser = OutputParser(tools=tools, tool_format=tool_format(form))
-    calls = [event for event in (*parser.feed(text), *parser.finish()) if isinstance(event, ToolCallDelta)]
-    assert calls[0].name == "weather"
-    assert json.loads("".join(call.arguments for call in calls)) == {"city": "Paris"}
+    assert not accepts(tokenizer, used, text.replace("city", "town"))
+    assert not accepts(tokenizer, used, text.replace("weather", "whether"))
+    parser = OutputParser(tools=ToolSet({"weather": CITY, "stop": {}}), tool_format=tool_format(form))
+    events = [*parser.feed(text), *parser.finish()]
+    collected = folded_calls(events)
+    assert [(call.name, json.loads(call.arguments)) for call in collected] == [
+        (name, json.loads(arguments)) for name, arguments in calls
+    ]
+    assert not "".join(event.text for event in events if isinstance(event, TextDelta)).strip()
+
+
+@pytest.mark.parametrize(("form", "syntax"), [each for each in SYNTAXES if each[1].mark])
+async def test_strict_tools_are_held_to_their_schema_once_a_call_begins(
+    tokenizer: Tokenizer, form: str, syntax: CallSyntax
+) -> None:
+    used = await grammar(tokenizer, form=form, template=syntax.template)
+    call = written(syntax, ("weather", '{"city": "Paris"}'))
+    assert accepts(tokenizer, used, "just text")
+    assert accepts(tokenizer, used, f"so: {call}")
+    assert not accepts(tokenizer, used, f"so: {call}".replace("city", "town"))
 
 
 async def test_tools_that_are_not_strict_leave_the_model_free(tokenizer: Tokenizer) -> None:

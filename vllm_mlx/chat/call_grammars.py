@@ -10,34 +10,110 @@ from typing import Any
 import msgspec
 
 from vllm_mlx.chat.plain_tools import parameters_of
-from vllm_mlx.chat.shapes import ANY_TEXT, quoted, schema_entry
+from vllm_mlx.chat.shapes import ANY_TEXT, schema_entry
 from vllm_mlx.core.chat import Tool
 
 
-class CallSyntax(msgspec.Struct, frozen=True):
-    """A call as one JSON object between marks."""
+class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls whose arguments are one JSON object, between fixed texts."""
 
     mark: str = ""
-    """What opens a call and stands in no ordinary text; empty: the object itself does."""
-    before: str = ""
-    """Between the mark and the object."""
-    after: str = ""
-    arguments: str = "arguments"
-    """The key of the arguments."""
+    """What opens one call or several, and stands in no ordinary text; empty: the first call itself does."""
+    opening: str = ""
+    """Between the mark and the first call."""
+    head: str = '{"name": "{name}", "arguments": '
+    """Before the arguments; `{name}` is the tool's name, and `{index}` any number."""
+    end: str = "}"
+    """Behind the arguments."""
     between: str | None = None
     """Between two calls; None: there is only one."""
+    closing: str = ""
+    """Behind the last call."""
+    template: str = ""
+    """What the chat templates contain whose models write so, where a format has several ways."""
 
 
-_TAGGED = CallSyntax("<tool_call>", "\n", "\n</tool_call>", between="\n")
+_OBJECT_LIST = CallSyntax(opening="[", between=", ", closing="]")
+_TAGGED = CallSyntax(
+    mark="<tool_call>", opening="\n", between="\n</tool_call>\n<tool_call>\n", closing="\n</tool_call>"
+)
+_DEEPSEEK = CallSyntax(
+    mark="<｜tool▁calls▁begin｜>",
+    opening="<｜tool▁call▁begin｜>",
+    head="{name}<｜tool▁sep｜>",
+    end="<｜tool▁call▁end｜>",
+    between="<｜tool▁call▁begin｜>",
+    closing="<｜tool▁calls▁end｜>",
+)
+_replaced = msgspec.structs.replace
 CALL_SYNTAXES = MappingProxyType(
     {
-        "hermes": _TAGGED,
-        "auto": _TAGGED,
-        "llama": CallSyntax(arguments="parameters"),
-        "json": CallSyntax(),
+        "hermes": (_TAGGED,),
+        "auto": (_TAGGED,),
+        "llama": (CallSyntax(head='{"name": "{name}", "parameters": '),),
+        "json": (CallSyntax(),),
+        "xlam": (_OBJECT_LIST,),
+        "mistral": (
+            CallSyntax(mark="[TOOL_CALLS]", head="{name}[ARGS]", end="", between="[TOOL_CALLS]", template="[ARGS]"),
+            _replaced(_OBJECT_LIST, mark="[TOOL_CALLS]"),
+        ),
+        "granite": (_replaced(_OBJECT_LIST, mark="<|tool_call|>"),),
+        "phi4": (_replaced(_OBJECT_LIST, mark="<|tool_call|>", closing="]<|/tool_call|>"),),
+        "jamba": (_replaced(_OBJECT_LIST, mark="<tool_calls>", closing="]</tool_calls>"),),
+        "gigachat3": (CallSyntax(mark="<|function_call|>"),),
+        "internlm": (
+            CallSyntax(
+                mark="<|action_start|><|plugin|>",
+                opening="\n",
+                head='{"name": "{name}", "parameters": ',
+                closing="<|action_end|>",
+            ),
+        ),
+        "cohere": (
+            CallSyntax(
+                mark="<|START_ACTION|>",
+                opening="[\n    ",
+                head='{"tool_call_id": "{index}", "tool_name": "{name}", "parameters": ',
+                between=",\n    ",
+                closing="\n]<|END_ACTION|>",
+            ),
+        ),
+        "longcat": (
+            CallSyntax(
+                mark="<longcat_tool_call>",
+                opening="\n",
+                between="\n</longcat_tool_call>\n<longcat_tool_call>\n",
+                closing="\n</longcat_tool_call>",
+            ),
+        ),
+        "kimi": (
+            CallSyntax(
+                mark="<|tool_calls_section_begin|>",
+                opening="<|tool_call_begin|>",
+                head="functions.{name}:{index}<|tool_call_argument_begin|>",
+                end="<|tool_call_end|>",
+                between="<|tool_call_begin|>",
+                closing="<|tool_calls_section_end|>",
+            ),
+        ),
+        "deepseek": (
+            _replaced(
+                _DEEPSEEK,
+                head="function<｜tool▁sep｜>{name}\n```json\n",
+                end="\n```<｜tool▁call▁end｜>",
+                template="```json",
+            ),
+            _DEEPSEEK,
+        ),
     }
 )
-"""By the name of the tool format."""
+"""By the name of the tool format, the more particular first."""
+_INDEX = "/[0-9]{1,2}/"
+
+
+def call_syntax(form: str, template: str) -> CallSyntax | None:
+    """How models with this tool format and chat template write calls; None if no grammar is known."""
+    return next((syntax for syntax in CALL_SYNTAXES.get(form, ()) if syntax.template in template), None)
 
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
@@ -49,13 +125,16 @@ def call_rules(
     tools: Sequence[Tool], syntax: CallSyntax, *, literal: Callable[[str], str], is_parallel: bool
 ) -> list[str]:
     """Lark rules; `calls` is one call or several, `lazy_calls` any text in which calls have their form."""
-    objects = [f"call{i}: {_object(tool, syntax)}" for i, tool in enumerate(tools)]
+
+    def fixed(text: str) -> str:
+        return literal(text) if text else ""
+
+    objects = [f"call{i}: {_call(tool, syntax, fixed)}" for i, tool in enumerate(tools)]
     either = " | ".join(f"call{i}" for i in range(len(tools)))
-    before = literal(syntax.before) if syntax.before else ""
-    after = literal(syntax.after) if syntax.after else ""
-    mark = literal(syntax.mark) if syntax.mark else ""
-    more = f" ({quoted(syntax.between)} call)*" if is_parallel and syntax.between is not None else ""
-    rules = [f"calls: call{more}", f"call: {mark} inside", f"inside: {before} ({either}) {after}", *objects]
+    more = f" ({fixed(syntax.between)} call)*" if is_parallel and syntax.between else ""
+    mark = fixed(syntax.mark)
+    inside = f"inside: {fixed(syntax.opening)} call{more} {fixed(syntax.closing)}"
+    rules = [f"calls: {mark} inside", inside, f"call: {either}", *objects]
     if mark.startswith("<["):
         rules.append(f"lazy_calls: (TEXT {mark} inside)* TEXT")
     elif mark:
@@ -69,7 +148,7 @@ def tool_grammar(start: str, rules: Sequence[str]) -> str:
     return "\n".join([start, *rules, *text])
 
 
-def _object(tool: Tool, syntax: CallSyntax) -> str:
-    head = f'{{"name": {json.dumps(tool.name)}, {json.dumps(syntax.arguments)}: '
+def _call(tool: Tool, syntax: CallSyntax, fixed: Callable[[str], str]) -> str:
+    head = f" {_INDEX} ".join(fixed(part.replace("{name}", tool.name)) for part in syntax.head.split("{index}"))
     schema = schema_entry(arguments_schema(tool), is_strict=tool.is_strict, param="parameters")["json_schema"]
-    return f"{quoted(head)} %json {json.dumps(schema)} {quoted('}')}"
+    return f"{head} %json {json.dumps(schema)} {fixed(syntax.end)}"

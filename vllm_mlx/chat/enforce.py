@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_mlx.chat.call_grammars import CALL_SYNTAXES, CallSyntax
+from vllm_mlx.chat.call_grammars import CallSyntax, call_syntax
 from vllm_mlx.chat.constrain import CallPlan, Constrainer
 from vllm_mlx.chat.encode import shown_tools
 from vllm_mlx.chat.output_formats import OutputFormats
@@ -55,7 +55,7 @@ class Enforcer:
     def _syntax(self, plan: CallPlan, request: ChatRequest) -> CallSyntax | None:
         """How the model's calls are written; None if that is not known and calls need not be certain."""
         form = self._formats.tools
-        syntax = CALL_SYNTAXES.get(form.name) if form is not None else None
+        syntax = call_syntax(form.name, self._formats.template) if form is not None else None
         if plan.kind == "lazy":
             return syntax if syntax is not None and syntax.mark else None
         if syntax is not None:

@@ -35,6 +35,8 @@ class OutputFormats(msgspec.Struct, frozen=True):
     """Tokens that are no text even to a parser: the other special tokens may be marks."""
     special: re.Pattern[str] | None = None
     """Texts of the special tokens that a parser sees: what it leaves of them is no text."""
+    template: str = ""
+    """The chat template, where ways to write are told apart that are read alike."""
 
 
 def output_formats(tokenizer: Tokenizer, *, config: Config, renders_tools: bool) -> OutputFormats:
@@ -61,7 +63,7 @@ def output_formats(tokenizer: Tokenizer, *, config: Config, renders_tools: bool)
     hidden = _never_marks(tokenizer, tools, reasoning)
     texts = sorted((tokenizer.token_text(i) for i in tokenizer.special_ids - hidden), key=len, reverse=True)
     special = re.compile("|".join(re.escape(text) for text in texts if text)) if any(texts) else None
-    return OutputFormats(tools, reasoning, hidden, special)
+    return OutputFormats(tools, reasoning, hidden, special, tokenizer.chat_template or "")
 
 
 def _chosen(
