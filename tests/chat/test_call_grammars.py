@@ -140,6 +140,52 @@ async def test_strict_tools_are_held_to_their_schema_once_a_call_begins(
     assert not accepts(tokenizer, used, f"so: {call}".replace("city", "town"))
 
 
+PATCH = """start: "*** Begin Patch\\n" change+ "*** End Patch"
+change: "+" LINE "\\n"
+LINE: /[^\\n]*/
+"""
+PATCHED = '*** Begin Patch\n+a = "1"\n+\\b\n*** End Patch'
+
+
+async def test_input_of_a_freeform_tool_follows_its_grammar(tokenizer: Tokenizer) -> None:
+    tool = Tool("apply_patch", is_freeform=True, syntax=OutputShape("grammar", PATCH, "tools.0.format"))
+
+    def call(text: str) -> str:
+        return (
+            f"<tool_call>\n<function=apply_patch>\n<parameter=input>\n{text}\n</parameter>\n</function>\n</tool_call>"
+        )
+
+    for choice in (REQUIRED, ToolChoice()):
+        used = await grammar(tokenizer, tools=(tool, Tool("stop")), tool_choice=choice)
+        assert accepts(tokenizer, used, call(PATCHED))
+        assert accepts(tokenizer, used, STOP)
+        assert not accepts(tokenizer, used, call("*** Begin Patch\n*** End Patch"))
+    parser = OutputParser(
+        tools=ToolSet({"apply_patch": {"type": "object", "properties": {"input": {"type": "string"}}}}),
+        tool_format=tool_format("hermes"),
+    )
+    [found] = folded_calls([*parser.feed(call(PATCHED)), *parser.finish()])
+    assert json.loads(found.arguments) == {"input": PATCHED}
+
+
+async def test_input_of_a_freeform_tool_matches_its_expression_in_json_too(tokenizer: Tokenizer) -> None:
+    tool = Tool("say", is_freeform=True, syntax=OutputShape("regex", r"[a-z]+\n\"[0-9]", "tools.0.format"))
+    used = await grammar(tokenizer, form="json", tools=(tool,), tool_choice=REQUIRED)
+
+    def call(text: str) -> str:
+        return json.dumps({"name": "say", "arguments": {"input": text}})
+
+    assert accepts(tokenizer, used, call('abc\n"7'))
+    assert not accepts(tokenizer, used, call("abc"))
+
+
+@pytest.mark.parametrize("syntax", [OutputShape("grammar", "start: (", "tools.0.format")])
+async def test_grammar_of_a_tool_that_is_none_is_refused(tokenizer: Tokenizer, syntax: OutputShape) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await grammar(tokenizer, tools=(Tool("f", is_freeform=True, syntax=syntax),))
+    assert caught.value.param == "tools.0.format"
+
+
 async def test_tools_that_are_not_strict_leave_the_model_free(tokenizer: Tokenizer) -> None:
     assert await grammar(tokenizer, tools=(Tool("stop"),)) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_mlx.chat.plain_tools import parameters_of
+from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT, parameters_of
 from vllm_mlx.chat.shapes import ANY_TEXT, schema_entry
 from vllm_mlx.core.chat import Tool
 
@@ -31,11 +32,17 @@ class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
     """Behind the last call."""
     template: str = ""
     """What the chat templates contain whose models write so, where a format has several ways."""
+    raw: tuple[str, str] | None = None
+    """What stands around the input of a freeform tool that is written as it is; None: it must be a JSON string."""
 
 
 _OBJECT_LIST = CallSyntax(opening="[", between=", ", closing="]")
 _TAGGED = CallSyntax(
-    mark="<tool_call>", opening="\n", between="\n</tool_call>\n<tool_call>\n", closing="\n</tool_call>"
+    mark="<tool_call>",
+    opening="\n",
+    between="\n</tool_call>\n<tool_call>\n",
+    closing="\n</tool_call>",
+    raw=(f"<function={{name}}>\n<parameter={FREEFORM_ARGUMENT}>\n", "\n</parameter>\n</function>"),
 )
 _DEEPSEEK = CallSyntax(
     mark="<｜tool▁calls▁begin｜>",
@@ -118,13 +125,25 @@ def call_syntax(form: str, template: str) -> CallSyntax | None:
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
     """The schema that a tool's arguments are held to: always an object."""
-    return {"type": "object", **parameters_of(tool)}
+    schema = {"type": "object", **parameters_of(tool)}
+    if tool.syntax is None or tool.syntax.kind != "regex":
+        return schema
+    text = {"type": "string", "pattern": f"^(?:{tool.syntax.value})$"}
+    return {**schema, "properties": {FREEFORM_ARGUMENT: text}, "additionalProperties": False}
+
+
+def raw_input_name(tool: Tool) -> str:
+    """What the grammar of a freeform tool's input is called among the others."""
+    return f"input_of_{hashlib.sha256(tool.name.encode()).hexdigest()[:16]}"
 
 
 def call_rules(
     tools: Sequence[Tool], syntax: CallSyntax, *, literal: Callable[[str], str], is_parallel: bool
 ) -> list[str]:
-    """Lark rules; `calls` is one call or several, `lazy_calls` any text in which calls have their form."""
+    """Lark rules; `calls` is one call or several, `lazy_calls` any text in which calls have their form.
+
+    They refer to `raw_input_name` of every tool that `is_raw`.
+    """
 
     def fixed(text: str) -> str:
         return literal(text) if text else ""
@@ -148,7 +167,15 @@ def tool_grammar(start: str, rules: Sequence[str]) -> str:
     return "\n".join([start, *rules, *text])
 
 
+def is_raw(tool: Tool, syntax: CallSyntax) -> bool:
+    """Whether a tool's input is written as it is, in a grammar of its own."""
+    return tool.syntax is not None and syntax.raw is not None
+
+
 def _call(tool: Tool, syntax: CallSyntax, fixed: Callable[[str], str]) -> str:
+    if is_raw(tool, syntax) and syntax.raw is not None:
+        before, behind = syntax.raw
+        return f"{fixed(before.replace('{name}', tool.name))} @{raw_input_name(tool)} {fixed(behind)}"
     head = f" {_INDEX} ".join(fixed(part.replace("{name}", tool.name)) for part in syntax.head.split("{index}"))
     schema = schema_entry(arguments_schema(tool), is_strict=tool.is_strict, param="parameters")["json_schema"]
     return f"{head} %json {json.dumps(schema)} {fixed(syntax.end)}"

@@ -13,7 +13,14 @@ from typing import Literal
 
 import msgspec
 
-from vllm_mlx.chat.call_grammars import CallSyntax, arguments_schema, call_rules, tool_grammar
+from vllm_mlx.chat.call_grammars import (
+    CallSyntax,
+    arguments_schema,
+    call_rules,
+    is_raw,
+    raw_input_name,
+    tool_grammar,
+)
 from vllm_mlx.chat.grammars import TokenGrammars
 from vllm_mlx.chat.reasoning import ReasoningFormat
 from vllm_mlx.chat.shapes import ANY_TEXT, Entry, check_size, entry_of, quoted, refusal
@@ -79,16 +86,20 @@ class Constrainer:
         Raises:
             InvalidRequest: a tool's schema cannot be enforced; `param` names it.
         """
+        inputs: list[Entry] = []
         for tool in tools:
             param = f"tools.{tool.name}.parameters"
             alone = OutputShape("json_schema", arguments_schema(tool), param, tool.is_strict)
+            if tool.syntax is not None and is_raw(tool, syntax):
+                alone = tool.syntax
+                inputs.append(_named(entry_of(alone, self._literal), raw_input_name(tool)))
             await self.grammar(alone, vocab_size=vocab_size)
         rules = call_rules(tools, syntax, literal=self._literal, is_parallel=plan.is_parallel)
         expression = {"required": "calls", "lazy": "lazy_calls", "or_shape": "(calls | @shape)"}[plan.kind]
         start = f"start: {expression}"
         if plan.reasoning is not None:
             start = after_reasoning(expression, plan.reasoning, tail=plan.tail, literal=self._literal)
-        entries: list[Entry] = [{"lark_grammar": tool_grammar(start, rules)}]
+        entries: list[Entry] = [{"lark_grammar": tool_grammar(start, rules)}, *inputs]
         if plan.shape is not None:
             await self.grammar(plan.shape, vocab_size=vocab_size)
             entries.append(_named(entry_of(plan.shape, self._literal), "shape"))

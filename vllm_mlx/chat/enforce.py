@@ -50,7 +50,8 @@ class Enforcer:
             return CallPlan("required", is_parallel, reasoning, tail)
         if request.output is not None:
             return CallPlan("or_shape", is_parallel, reasoning, tail, request.output)
-        return CallPlan("lazy", is_parallel, reasoning, tail) if any(tool.is_strict for tool in tools) else None
+        is_certain = any(tool.is_strict or tool.syntax is not None for tool in tools)
+        return CallPlan("lazy", is_parallel, reasoning, tail) if is_certain else None
 
     def _syntax(self, plan: CallPlan, request: ChatRequest) -> CallSyntax | None:
         """How the model's calls are written; None if that is not known and calls need not be certain."""
