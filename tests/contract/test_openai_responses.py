@@ -45,7 +45,7 @@ def test_a_response_is_made_kept_and_deleted(client: OpenAI, model: str) -> None
 
 
 def test_a_stream_ends_with_the_response(client: OpenAI, model: str) -> None:
-    with client.responses.stream(model=model, input=HI, max_output_tokens=8) as stream:
+    with client.responses.stream(model=model, input=HI, max_output_tokens=8, temperature=0) as stream:
         events = list(stream)
     last = events[-1]
     assert last.type == "response.incomplete"
