@@ -55,10 +55,13 @@ async def grammar(
     thinks: bool = False,
     form: str = "hermes",
     template: str = "",
+    knows_tools: bool = True,
     **given: Any,
 ) -> str | None:
     reasoning = reasoning_format("qwen3") if thinks else None
-    enforcer = Enforcer(Constrainer(tokenizer), OutputFormats(tool_format(form), reasoning, template=template))
+    enforcer = Enforcer(
+        Constrainer(tokenizer), OutputFormats(tool_format(form), reasoning, template=template, knows_tools=knows_tools)
+    )
     request = ChatRequest("r", (Message("user", "hi"),), SamplingParams(), **{"tools": TOOLS, **given})
     return (await enforcer.chat(request, vocab_size=VOCAB_SIZE, tail=tail)).grammar
 
@@ -82,7 +85,9 @@ REQUIRED = ToolChoice("required")
     [
         ({"tool_choice": REQUIRED}, [TAGGED, STOP, f"{TAGGED}\n{STOP}"], ["", "hello", WEATHER, TAGGED + "x"]),
         ({"tool_choice": REQUIRED, "parallel_tool_calls": False}, [TAGGED], [f"{TAGGED}\n{STOP}"]),
-        ({"tool_choice": ToolChoice("required", ("stop",))}, [STOP], [TAGGED]),
+        ({"tool_choice": ToolChoice("required", ("stop",))}, [STOP], [TAGGED, f"{STOP}\n{STOP}"]),
+        ({"tool_choice": REQUIRED, "knows_tools": False}, [STOP, TAGGED], [f"{TAGGED}\n{STOP}"]),
+        ({"tool_choice": REQUIRED}, [STOP], [STOP.replace("{}", '{"why": 1}')]),
         ({}, ["hello", f"so {TAGGED}", f"{STOP}\n{TAGGED} done"], ["<tool_call>x", TAGGED.replace("city", "town")]),
         ({"output": OutputShape("choice", ("yes", "no"))}, ["yes", TAGGED], ["hello"]),
         ({"output": OutputShape("choice", ("yes",)), "tool_choice": ToolChoice("none")}, ["yes"], [TAGGED]),

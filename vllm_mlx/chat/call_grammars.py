@@ -115,6 +115,9 @@ CALL_SYNTAXES = MappingProxyType(
     }
 )
 """By the name of the tool format, the more particular first."""
+_SAYS_NOTHING = frozenset(("$schema", "description", "title", "type"))
+"""Keywords that describe no argument; those below describe none where they are empty."""
+_LISTS = frozenset(("$defs", "properties", "required"))
 _INDEX = "/[0-9]{1,2}/"
 
 
@@ -126,6 +129,8 @@ def call_syntax(form: str, template: str) -> CallSyntax | None:
 def arguments_schema(tool: Tool) -> dict[str, Any]:
     """The schema that a tool's arguments are held to: always an object."""
     schema = {"type": "object", **parameters_of(tool)}
+    if not {keyword for keyword, value in schema.items() if value or keyword not in _LISTS} - _SAYS_NOTHING:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
     if tool.syntax is None or tool.syntax.kind != "regex":
         return schema
     text = {"type": "string", "pattern": f"^(?:{tool.syntax.value})$"}

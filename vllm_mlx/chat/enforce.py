@@ -47,7 +47,9 @@ class Enforcer:
         """Where calls may stand; None if nothing about them is to be made certain."""
         is_parallel, reasoning = request.parallel_tool_calls, self._formats.reasoning
         if request.tool_choice.mode == "required":
-            return CallPlan("required", is_parallel, reasoning, tail)
+            # A tool asked for by its name is called once; a model that was not taught to call would never end.
+            is_open = is_parallel and len(request.tool_choice.names) != 1 and self._formats.knows_tools
+            return CallPlan("required", is_open, reasoning, tail)
         if request.output is not None:
             return CallPlan("or_shape", is_parallel, reasoning, tail, request.output)
         is_certain = any(tool.is_strict or tool.syntax is not None for tool in tools)

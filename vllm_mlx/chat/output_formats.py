@@ -37,6 +37,8 @@ class OutputFormats(msgspec.Struct, frozen=True):
     """Texts of the special tokens that a parser sees: what it leaves of them is no text."""
     template: str = ""
     """The chat template, where ways to write are told apart that are read alike."""
+    knows_tools: bool = True
+    """Whether the template shows tools; a model whose template does not was not taught when to stop calling."""
 
 
 def output_formats(tokenizer: Tokenizer, *, config: Config, renders_tools: bool) -> OutputFormats:
@@ -63,7 +65,7 @@ def output_formats(tokenizer: Tokenizer, *, config: Config, renders_tools: bool)
     hidden = _never_marks(tokenizer, tools, reasoning)
     texts = sorted((tokenizer.token_text(i) for i in tokenizer.special_ids - hidden), key=len, reverse=True)
     special = re.compile("|".join(re.escape(text) for text in texts if text)) if any(texts) else None
-    return OutputFormats(tools, reasoning, hidden, special, tokenizer.chat_template or "")
+    return OutputFormats(tools, reasoning, hidden, special, tokenizer.chat_template or "", renders_tools)
 
 
 def _chosen(
