@@ -103,10 +103,20 @@ async def test_answers_hold_calls_where_they_may_stand(
     assert [text for text in bad if accepts(tokenizer, used, text)] == []
 
 
+def arguments_in(syntax: CallSyntax, arguments: str) -> str:
+    if syntax.parameter is None:
+        return arguments
+    before, behind = syntax.parameter
+    values = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in json.loads(arguments).items()
+    }
+    return "".join(before.replace("{key}", key) + value + behind for key, value in values.items())
+
+
 def written(syntax: CallSyntax, *calls: tuple[str, str]) -> str:
     """Calls as the syntax has them, made from its parts."""
     each = [
-        syntax.head.replace("{name}", name).replace("{index}", str(i)) + arguments + syntax.end
+        syntax.head.replace("{name}", name).replace("{index}", str(i)) + arguments_in(syntax, arguments) + syntax.end
         for i, (name, arguments) in enumerate(calls)
     ]
     return syntax.mark + syntax.opening + (syntax.between or "").join(each) + syntax.closing
@@ -143,6 +153,51 @@ async def test_strict_tools_are_held_to_their_schema_once_a_call_begins(
     assert accepts(tokenizer, used, "just text")
     assert accepts(tokenizer, used, f"so: {call}")
     assert not accepts(tokenizer, used, f"so: {call}".replace("city", "town"))
+
+
+MANY = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "name": {"type": "string", "minLength": 2, "maxLength": 4},
+        "mode": {"type": "string", "enum": ["fast", "slow"]},
+        "count": {"type": "integer", "minimum": 1, "maximum": 9},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "exact": {"$ref": "#/$defs/flag"},
+    },
+    "required": ["text", "count"],
+    "$defs": {"flag": {"type": "boolean"}},
+}
+ELEMENTS = [each for each in SYNTAXES if each[1].parameter is not None]
+
+
+@pytest.mark.parametrize(("form", "syntax"), ELEMENTS, ids=[form for form, _ in ELEMENTS])
+async def test_elements_have_values_of_their_schema_s_types(
+    tokenizer: Tokenizer, form: str, syntax: CallSyntax
+) -> None:
+    used = await grammar(tokenizer, form=form, tools=(Tool("run", parameters=MANY, is_strict=True),))
+    good = [
+        {"text": 'a <b> "c"\nd', "name": "a\nb", "mode": "slow", "count": 7, "tags": ["x", "y"], "exact": True},
+        {"text": "x", "count": 1},
+    ]
+    bad: list[Any] = [{"text": "x", "name": name, "count": 1} for name in ("a", "abcde")]
+    bad += [{"text": "x"}, {"text": "x", "count": 10}, {"text": "x", "mode": "mid", "count": 1}, {"count": 1}]
+    for arguments in good:
+        text = written(syntax, ("run", json.dumps(arguments)))
+        assert accepts(tokenizer, used, text)
+        parser = OutputParser(tools=ToolSet({"run": MANY}), tool_format=tool_format(form))
+        [call] = folded_calls([*parser.feed(text), *parser.finish()])
+        assert json.loads(call.arguments) == arguments
+    for arguments in bad:
+        assert not accepts(tokenizer, used, written(syntax, ("run", json.dumps(arguments))))
+
+
+async def test_limits_of_texts_without_quotes_are_refused_if_strict(tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "x+"}}}
+    assert await grammar(tokenizer, form="qwen3_xml", tools=(Tool("f", parameters=schema),), tool_choice=REQUIRED)
+    with pytest.raises(InvalidRequest) as caught:
+        await grammar(tokenizer, form="qwen3_xml", tools=(Tool("f", parameters=schema, is_strict=True),))
+    assert caught.value.param == "tools.f.parameters.properties.a.pattern"
 
 
 PATCH = """start: "*** Begin Patch\\n" change+ "*** End Patch"
@@ -198,8 +253,8 @@ async def test_tools_that_are_not_strict_leave_the_model_free(tokenizer: Tokeniz
 @pytest.mark.parametrize(
     ("given", "param"),
     [
-        ({"tool_choice": REQUIRED, "form": "glm47"}, "tool_choice"),
-        ({"output": OutputShape("json_object"), "form": "glm47"}, "response_format"),
+        ({"tool_choice": REQUIRED, "form": "functionary"}, "tool_choice"),
+        ({"output": OutputShape("json_object"), "form": "pythonic"}, "response_format"),
         ({"tools": (Tool("f", parameters={"not": {}}, is_strict=True),)}, "tools.f.parameters.not"),
         ({"tool_choice": REQUIRED, "tools": ()}, "tool_choice"),
     ],

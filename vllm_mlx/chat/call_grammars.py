@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
+from vllm_mlx.chat.element_grammars import element_rules, free_value
 from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT, parameters_of
 from vllm_mlx.chat.shapes import ANY_TEXT, schema_entry
 from vllm_mlx.core.chat import Tool
 
 
 class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls whose arguments are one JSON object, between fixed texts."""
+    """Calls between fixed texts, whose arguments are one JSON object, or elements with one argument each."""
 
     mark: str = ""
     """What opens one call or several, and stands in no ordinary text; empty: the first call itself does."""
@@ -32,6 +33,8 @@ class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
     """Behind the last call."""
     template: str = ""
     """What the chat templates contain whose models write so, where a format has several ways."""
+    parameter: tuple[str, str] | None = None
+    """What stands around each argument where they are elements; `{key}` is its name."""
     raw: tuple[str, str] | None = None
     """What stands around the input of a freeform tool that is written as it is; None: it must be a JSON string."""
 
@@ -52,11 +55,50 @@ _DEEPSEEK = CallSyntax(
     between="<｜tool▁call▁begin｜>",
     closing="<｜tool▁calls▁end｜>",
 )
+_QWEN = CallSyntax(
+    mark="<tool_call>",
+    opening="\n",
+    head="<function={name}>\n",
+    parameter=("<parameter={key}>\n", "\n</parameter>\n"),
+    end="</function>",
+    between=_TAGGED.between,
+    closing=_TAGGED.closing,
+    raw=_TAGGED.raw,
+)
+_GLM = CallSyntax(
+    mark="<tool_call>",
+    head="{name}\n",
+    parameter=("<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"),
+    end="",
+    between="</tool_call>\n<tool_call>",
+    closing="</tool_call>",
+)
+_MINIMAX = CallSyntax(
+    mark="<minimax:tool_call>",
+    head='\n<invoke name="{name}">\n',
+    parameter=('<parameter name="{key}">', "</parameter>\n"),
+    end="</invoke>",
+    between="",
+    closing="\n</minimax:tool_call>",
+)
+_SEED = CallSyntax(
+    mark="<seed:tool_call>",
+    opening="\n",
+    head="<function={name}>\n",
+    parameter=("<parameter={key}>", "</parameter>\n"),
+    end="</function>",
+    between="\n</seed:tool_call>\n<seed:tool_call>\n",
+    closing="\n</seed:tool_call>",
+)
 _replaced = msgspec.structs.replace
 CALL_SYNTAXES = MappingProxyType(
     {
         "hermes": (_TAGGED,),
         "auto": (_TAGGED,),
+        "qwen3_xml": (_QWEN,),
+        "glm47": (_GLM,),
+        "minimax": (_MINIMAX,),
+        "seed_oss": (_SEED,),
         "llama": (CallSyntax(head='{"name": "{name}", "parameters": '),),
         "json": (CallSyntax(),),
         "xlam": (_OBJECT_LIST,),
@@ -153,12 +195,14 @@ def call_rules(
     def fixed(text: str) -> str:
         return literal(text) if text else ""
 
-    objects = [f"call{i}: {_call(tool, syntax, fixed)}" for i, tool in enumerate(tools)]
+    each = [rule for i, tool in enumerate(tools) for rule in _call(f"call{i}", tool, syntax, fixed)]
+    if syntax.parameter is not None:
+        each.append(free_value(fixed(syntax.parameter[1])))
     either = " | ".join(f"call{i}" for i in range(len(tools)))
-    more = f" ({fixed(syntax.between)} call)*" if is_parallel and syntax.between else ""
+    more = f" ({fixed(syntax.between)} call)*" if is_parallel and syntax.between is not None else ""
     mark = fixed(syntax.mark)
     inside = f"inside: {fixed(syntax.opening)} call{more} {fixed(syntax.closing)}"
-    rules = [f"calls: {mark} inside", inside, f"call: {either}", *objects]
+    rules = [f"calls: {mark} inside", inside, f"call: {either}", *each]
     if mark.startswith("<["):
         rules.append(f"lazy_calls: (TEXT {mark} inside)* TEXT")
     elif mark:
@@ -177,10 +221,20 @@ def is_raw(tool: Tool, syntax: CallSyntax) -> bool:
     return tool.syntax is not None and syntax.raw is not None
 
 
-def _call(tool: Tool, syntax: CallSyntax, fixed: Callable[[str], str]) -> str:
+def _call(rule: str, tool: Tool, syntax: CallSyntax, fixed: Callable[[str], str]) -> list[str]:
+    """The rule of calls of one tool, and those that it needs."""
     if is_raw(tool, syntax) and syntax.raw is not None:
         before, behind = syntax.raw
-        return f"{fixed(before.replace('{name}', tool.name))} @{raw_input_name(tool)} {fixed(behind)}"
+        return [f"{rule}: {fixed(before.replace('{name}', tool.name))} @{raw_input_name(tool)} {fixed(behind)}"]
     head = f" {_INDEX} ".join(fixed(part.replace("{name}", tool.name)) for part in syntax.head.split("{index}"))
-    schema = schema_entry(arguments_schema(tool), is_strict=tool.is_strict, param="parameters")["json_schema"]
-    return f"{head} %json {json.dumps(schema)} {fixed(syntax.end)}"
+    schema = arguments_schema(tool)
+    more: list[str] = []
+    if syntax.parameter is not None:
+        param = f"tools.{tool.name}.parameters"
+        arguments, more = element_rules(
+            schema, syntax.parameter, prefix=rule, fixed=fixed, param=param, is_strict=tool.is_strict
+        )
+    else:
+        whole = schema_entry(schema, is_strict=tool.is_strict, param="parameters")["json_schema"]
+        arguments = f"%json {json.dumps(whole)}"
+    return [f"{rule}: {head} {arguments} {fixed(syntax.end)}", *more]

@@ -29,7 +29,7 @@ class ToolSet(msgspec.Struct, frozen=True):
         schema = self.schemas.get(tool, {})
         properties = schema.get("properties")
         found = properties.get(argument) if isinstance(properties, Mapping) else None
-        return _resolved(found, schema) if isinstance(found, Mapping) else None
+        return resolved(found, schema) if isinstance(found, Mapping) else None
 
 
 def typed(text: str, schema: Mapping[str, Any] | None, *, guess: bool = False) -> Any:
@@ -140,7 +140,7 @@ def _type_of(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
     """Follow one local reference (`#/$defs/x`)."""
     target = schema.get("$ref")
     if not isinstance(target, str) or not target.startswith("#/"):
