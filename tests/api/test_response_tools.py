@@ -114,10 +114,12 @@ async def test_reasoning_text_and_call_are_items(thinker: httpx.AsyncClient, say
 
 
 async def test_a_custom_tool_is_called_with_text(thinker: httpx.AsyncClient, says: Says) -> None:
-    says.text = "</think>" + call("patch", {"input": "*** Begin\nline"})
+    says.text = (
+        '</think><tool_call>\n<function=patch>\n<parameter=input>\n*** "Begin"\n</parameter>\n</function>\n</tool_call>'
+    )
     made = await ask(thinker, tools=[PATCH, {"type": "web_search"}])
     (called,) = [item for item in made["output"] if item["type"] != "reasoning"]
-    assert (called["type"], called["name"], called["input"]) == ("custom_tool_call", "patch", "*** Begin\nline")
+    assert (called["type"], called["name"], called["input"]) == ("custom_tool_call", "patch", '*** "Begin"')
     assert "start: /.+/" in says.prompt
     assert "web_search" not in says.prompt
     assert made["tools"] == [PATCH, {"type": "web_search"}]
