@@ -14,6 +14,7 @@ from vllm_mlx.chat.element_grammars import element_rules, free_value
 from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT, parameters_of
 from vllm_mlx.chat.shapes import ANY_TEXT, schema_entry
 from vllm_mlx.core.chat import Tool
+from vllm_mlx.core.shape import OutputShape
 
 
 class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +190,7 @@ def call_rules(
 ) -> list[str]:
     """Lark rules; `calls` is one call or several, `lazy_calls` any text in which calls have their form.
 
-    They refer to `raw_input_name` of every tool that `is_raw`.
+    They refer to `raw_input_name` of every tool that has a `raw_input`.
     """
 
     def fixed(text: str) -> str:
@@ -216,14 +217,14 @@ def tool_grammar(start: str, rules: Sequence[str]) -> str:
     return "\n".join([start, *rules, *text])
 
 
-def is_raw(tool: Tool, syntax: CallSyntax) -> bool:
-    """Whether a tool's input is written as it is, in a grammar of its own."""
-    return tool.syntax is not None and syntax.raw is not None
+def raw_input(tool: Tool, syntax: CallSyntax) -> OutputShape | None:
+    """What a tool's input must look like where it is written as it is, in a grammar of its own; else None."""
+    return tool.syntax if syntax.raw is not None else None
 
 
 def _call(rule: str, tool: Tool, syntax: CallSyntax, fixed: Callable[[str], str]) -> list[str]:
     """The rule of calls of one tool, and those that it needs."""
-    if is_raw(tool, syntax) and syntax.raw is not None:
+    if syntax.raw is not None and raw_input(tool, syntax) is not None:
         before, behind = syntax.raw
         return [f"{rule}: {fixed(before.replace('{name}', tool.name))} @{raw_input_name(tool)} {fixed(behind)}"]
     head = f" {_INDEX} ".join(fixed(part.replace("{name}", tool.name)) for part in syntax.head.split("{index}"))

@@ -17,7 +17,7 @@ from vllm_mlx.chat.call_grammars import (
     CallSyntax,
     arguments_schema,
     call_rules,
-    is_raw,
+    raw_input,
     raw_input_name,
     tool_grammar,
 )
@@ -90,8 +90,8 @@ class Constrainer:
         for tool in tools:
             param = f"tools.{tool.name}.parameters"
             alone = OutputShape("json_schema", arguments_schema(tool), param, tool.is_strict)
-            if tool.syntax is not None and is_raw(tool, syntax):
-                alone = tool.syntax
+            if (shape := raw_input(tool, syntax)) is not None:
+                alone = shape
                 inputs.append(_named(entry_of(alone, self._literal), raw_input_name(tool)))
             await self.grammar(alone, vocab_size=vocab_size)
         rules = call_rules(tools, syntax, literal=self._literal, is_parallel=plan.is_parallel)
