@@ -53,6 +53,7 @@ class Constrainer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._literal = literal_writer(tokenizer)
         self._grammars: TokenGrammars | None = None
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar-check")
         self._known: OrderedDict[bytes, str | InvalidRequest] = OrderedDict()
@@ -140,9 +141,6 @@ class Constrainer:
             self._grammars = TokenGrammars(self._tokenizer, vocab_size=vocab_size)
         self._grammars.matcher(grammar)
 
-    def _literal(self, text: str) -> str:
-        return special_literal(text, self._tokenizer)
-
 
 def after_reasoning(rest: str, form: ReasoningFormat, *, tail: str, literal: Callable[[str], str]) -> str:
     """A Lark grammar of `rest` (a Lark expression) behind whatever the model thinks first."""
@@ -169,12 +167,17 @@ def after_reasoning(rest: str, form: ReasoningFormat, *, tail: str, literal: Cal
     return "\n".join(lines)
 
 
-def special_literal(text: str, tokenizer: Tokenizer) -> str:
-    """A fixed text as a Lark expression; special tokens in it, which no text can spell, are named by their number."""
+def literal_writer(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """Writes a fixed text as a Lark expression; special tokens in it, which no text can spell, are named by number."""
     pieces = {tokenizer.token_text(token): token for token in tokenizer.special_ids}
-    marks = sorted((piece for piece in pieces if piece and piece in text), key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
-    return " ".join(f"<[{pieces[part]}]>" if part in marks else quoted(part) for part in parts if part)
+    marks = sorted(filter(None, pieces), key=len, reverse=True)
+    cut = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
+
+    def literal(text: str) -> str:
+        parts = cut.split(text) if cut is not None else [text]
+        return " ".join(f"<[{pieces[part]}]>" if part in pieces else quoted(part) for part in parts if part)
+
+    return literal
 
 
 def _named(entry: Entry, name: str) -> Entry:
