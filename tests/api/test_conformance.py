@@ -28,6 +28,8 @@ SHARED: dict[str, Any] = {
     "frequency_penalty": 0.5,
     "presence_penalty": 0.5,
     "logit_bias": {"7": 1},
+    "allowed_token_ids": [5, 6, 7],
+    "bad_words": ["x"],
     "seed": 3,
     "max_tokens": 2,
     "min_tokens": 1,

@@ -128,3 +128,22 @@ async def test_a_shape_that_cannot_be_guaranteed_is_a_400_that_names_the_field(
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
     assert parts.status().stats.num_steps == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_bad_words_do_not_come_up(client: httpx.AsyncClient, path: str) -> None:
+    prompt: dict[str, Any] = {"messages": HELLO} if "chat" in path else {"prompt": "the quick"}
+
+    async def words(**more: Any) -> list[str]:
+        answer = (await client.post(path, json={**prompt, "max_tokens": 30, "n": 3, "ignore_eos": True, **more})).json()
+        texts = [one["text"] if "text" in one else one["message"]["content"] for one in answer["choices"]]
+        return [word for text in texts for word in text.split()]
+
+    [word, *_] = await words()
+    assert word not in await words(bad_words=[word])
+
+
+async def test_only_allowed_tokens_are_written(client: httpx.AsyncClient) -> None:
+    told = await client.post("/tokenize", json={"prompt": "fox", "add_special_tokens": False})
+    answer = await chat(client, allowed_token_ids=told.json()["tokens"], max_tokens=5)
+    assert set(answer["choices"][0]["message"]["content"]) <= set("fox")

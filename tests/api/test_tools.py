@@ -358,8 +358,10 @@ async def test_service_tier_is_named_in_the_answer(client: httpx.AsyncClient, sa
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"service_tier": "best"}, "service_tier"),
         ({"store": True}, "store"),
-        ({"allowed_token_ids": [5]}, "allowed_token_ids"),
-        ({"bad_words": ["x"]}, "bad_words"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [5, 100_000]}, "allowed_token_ids"),
+        ({"bad_words": ["x", " "]}, "bad_words"),
+        ({"bad_words": ["x" * 501]}, "bad_words.0"),
     ],
 )
 async def test_refusal_names_the_field(client: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -144,3 +145,45 @@ async def test_closing_a_constrained_stream_leaves_the_others_alone() -> None:
     await gone.aclose()
     assert (await other)[0] == [*range(40, 60), END]
     await engine.stop()
+
+
+async def test_only_allowed_tokens_are_chosen() -> None:
+    wanted = submit("a", None, allowed_token_ids=(7, 8)), submit("b", None)
+    (tokens, reason, _), other = await serve(*wanted)
+    assert (len(tokens), reason) == (40, FinishReason.LENGTH)
+    assert set(tokens) <= {7, 8}
+    assert other == (await serve(wanted[1]))[0]
+
+
+async def test_allowed_tokens_may_end_the_text() -> None:
+    [(tokens, reason, _)] = await serve(submit("a", None, allowed_token_ids=(7, END), min_tokens=3))
+    assert reason is FinishReason.STOP
+    assert len(tokens) > 3
+    assert tokens == [*([7] * (len(tokens) - 1)), END]
+
+
+@pytest.mark.parametrize("resume", [(), (7, 8)])
+async def test_the_last_token_of_a_bad_word_does_not_follow_the_others(resume: tuple[int, ...]) -> None:
+    words = ((7, 8, 7), (7, 7), (8, 8), (3,))
+    given: dict[str, Any] = {"allowed_token_ids": (3, 7, 8, 9), "bad_word_ids": words, "seed": 5, "resume": resume}
+    [(tokens, _, _)] = await serve(submit("a", None, **given))
+    tokens = [*resume, *tokens]
+    assert set(tokens) == {7, 8, 9}
+    pairs = set(itertools.pairwise(tokens))
+    assert (7, 8) in pairs
+    assert not pairs & {(7, 7), (8, 8)}
+    assert (7, 8, 7) not in zip(tokens, tokens[1:], tokens[2:], strict=False)
+
+
+async def test_lists_of_tokens_and_a_grammar_hold_together() -> None:
+    ends, bad = submit("a", "10 3", bad_word_ids=((11, END), (END,))), submit("b", "10 3", bad_word_ids=((10, 11),))
+    found = await serve(ends, bad)
+    assert found[0] == ([10, 11, 12, END], FinishReason.STOP, None)
+    assert (found[1][0], found[1][1]) == ([10], FinishReason.ERROR)
+    assert "bad_words" in (found[1][2] or "")
+
+
+async def test_lists_that_leave_no_token_end_the_sequence_with_an_error() -> None:
+    [(tokens, reason, message)] = await serve(submit("a", None, allowed_token_ids=(7,), bad_word_ids=((7, 7),)))
+    assert (tokens, reason) == ([7], FinishReason.ERROR)
+    assert "allowed_token_ids" in (message or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.config import Config
@@ -43,11 +43,29 @@ def check_token_ids(token_ids: Collection[int], *, vocab_size: int, param: str) 
 def check_sampling(sampling: SamplingParams, *, vocab_size: int, config: Config) -> None:
     """Refuse what does not depend on the prompt's length."""
     check_token_ids(sampling.logit_bias, vocab_size=vocab_size, param="logit_bias.{}")
+    check_token_ids(sampling.allowed_token_ids or (), vocab_size=vocab_size, param="allowed_token_ids")
     check_token_ids(sampling.stop_token_ids, vocab_size=vocab_size, param="stop_token_ids")
     if sampling.max_tokens is not None and sampling.max_tokens > config.max_request_tokens:
         raise InvalidRequest(
             f"max_tokens must be at most {config.max_request_tokens}, not {sampling.max_tokens}.", param="max_tokens"
         )
+
+
+def bad_word_ids(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The words in tokens, within a word and at the beginning of one, each once.
+
+    Raises:
+        InvalidRequest: the tokenizer makes nothing of a word.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for index, word in enumerate(words):
+        check_text(word, tokenizer, max_model_len=4 * len(word), param=f"bad_words.{index}")
+        bare = word.lstrip()
+        spelled = [tokenizer.encode(text, add_special_tokens=False) for text in (bare, f" {bare}")]
+        if not all(spelled):
+            raise InvalidRequest(f"The tokenizer has no tokens for {word!r}.", param=f"bad_words.{index}")
+        found.update(dict.fromkeys(spelled))
+    return tuple(found)
 
 
 def max_output_tokens(

@@ -15,7 +15,7 @@ from vllm_mlx.chat.constrain import Constrainer
 from vllm_mlx.chat.encode import Encoded, PromptEncoder, shown_tools
 from vllm_mlx.chat.enforce import Enforcer
 from vllm_mlx.chat.explain import Explainer, Explanation
-from vllm_mlx.chat.limits import check_sampling, check_token_ids, choice_seeds, max_output_tokens
+from vllm_mlx.chat.limits import bad_word_ids, check_sampling, check_token_ids, choice_seeds, max_output_tokens
 from vllm_mlx.chat.output_formats import OutputFormats, output_formats
 from vllm_mlx.chat.parse import OutputParser
 from vllm_mlx.chat.payloads.tools import ToolSet
@@ -334,7 +334,9 @@ class ChatService:
         )
         eos = () if sampling.ignore_eos else sorted({*self._tokenizer.eos_token_ids, *one.stop_token_ids})
         stop_token_ids = dict.fromkeys((*sampling.stop_token_ids, *(i for i in eos if 0 <= i < info.vocab_size)))
-        return sampling.replace(n=1, stop=(), max_tokens=max_tokens, stop_token_ids=tuple(stop_token_ids))
+        bad_words = bad_word_ids(sampling.bad_words, self._tokenizer)
+        own = sampling.replace(n=1, stop=(), bad_words=(), bad_word_ids=(*sampling.bad_word_ids, *bad_words))
+        return own.replace(max_tokens=max_tokens, stop_token_ids=tuple(stop_token_ids))
 
 
 def _size(message: Message) -> int:

@@ -35,6 +35,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     """Token id to a value added to its logit, -100 to 100."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Only these are chosen; the text ends by itself only if they have a token that ends it. None: all."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that the output must not have."""
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    """The same in tokens: the last one of each is not chosen right behind the others."""
     seed: int | None = None
     """The same seed gives the same tokens, alone or in a batch. None draws one per request."""
     max_tokens: int | None = None
@@ -68,6 +74,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         for token in self.stop_token_ids:
             _whole("stop_token_ids", token, -math.inf, math.inf)
+        for token in self.allowed_token_ids or ():
+            _whole("allowed_token_ids", token, -math.inf, math.inf)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, -math.inf, math.inf)
             _in_range(f"logit_bias.{token}", bias, -100.0, 100.0)
@@ -78,6 +86,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _whole("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if any(not text for text in self.stop):
             raise InvalidRequest("stop must not contain an empty string.", param="stop")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequest("allowed_token_ids must not be empty: no token is left.", param="allowed_token_ids")
+        if any(not word.strip() for word in self.bad_words):
+            raise InvalidRequest("bad_words must not contain an empty text.", param="bad_words")
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         if self.prompt_logprobs is not None:
@@ -92,6 +104,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def has_penalties(self) -> bool:
         """Whether earlier tokens change later logits."""
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether what was written decides which tokens may follow, so that each is chosen from a mask."""
+        return self.grammar is not None or self.allowed_token_ids is not None or bool(self.bad_word_ids)
 
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed, validated again."""

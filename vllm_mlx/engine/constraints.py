@@ -1,58 +1,78 @@
-"""Grammars of running sequences: matchers built and masks worked out on threads, while the device computes."""
+"""What limits the tokens of running sequences: matchers and masks, made on threads while the device computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
 
 from vllm_mlx.core.grammar import GrammarError, Grammars, GrammarsFactory, Matcher, TokenMasks
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.engine.token_rules import TokenRules
 
 WORD_BITS = 32
 
 
 class Constraint:
-    """The grammar of one sequence, from its first token to its last, whatever becomes of its slot."""
+    """What limits the tokens of one sequence, from its first token to its last, whatever becomes of its slot."""
 
-    def __init__(self, built: Future[tuple[Grammars, Matcher]], sampling: SamplingParams, *, num_taken: int) -> None:
+    def __init__(
+        self, built: Future[tuple[Grammars, Matcher]] | None, rules: TokenRules, output: Sequence[int]
+    ) -> None:
+        """`built`: its grammar's matcher, at the end of `output`; None if it has no grammar."""
         self._built = built
-        self._sampling = sampling
+        self._rules = rules
+        self._last = deque(output, maxlen=rules.num_remembered)
         self._problem: str | None = None
-        self.num_taken = num_taken
-        """Output tokens that the matcher has taken."""
+        self.num_taken = len(output)
+        """Output tokens that were looked at."""
 
     @property
     def is_ready(self) -> bool:
         """Whether its matcher is built, or never will be."""
-        return self._built.done()
+        return self._built is None or self._built.done()
 
     @property
     def problem(self) -> str | None:
         """Why the sequence cannot go on; None while it can."""
-        if self._problem is None and self._built.done() and (error := self._built.exception()) is not None:
-            self._problem = f"The grammar cannot be followed: {error}"
+        built = self._built
+        if self._problem is None and built is not None and built.done() and (error := built.exception()) is not None:
+            self.fail(str(error))
         return self._problem
 
     def fail(self, reason: str) -> None:
         """It cannot be followed any further."""
-        self._problem = f"The grammar cannot be followed: {reason}"
+        subject = "The lists of tokens" if self._built is None else "The grammar"
+        self._problem = f"{subject} cannot be followed: {reason}"
 
     def ends_with(self, token_id: int) -> bool:
-        """Whether an output that ends with this token is complete. Waits for the matcher."""
-        return self._built.exception() is None and token_id in self._built.result()[0].end_token_ids
+        """Whether its grammar has an output that ends with this token complete. Waits for the matcher."""
+        if self._built is None or self._built.exception() is not None:
+            return False
+        return token_id in self._built.result()[0].end_token_ids
 
-    def advance(self, token_ids: Sequence[int]) -> Matcher:
-        """Take more output; returns the matcher. Raises GrammarError."""
-        matcher = self._built.result()[1]
+    def advance(self, token_ids: Sequence[int]) -> Matcher | None:
+        """Take more output; returns the matcher, if there is a grammar. Raises GrammarError."""
+        matcher = None if self._built is None else self._built.result()[1]
         if token_ids:
-            matcher.advance(token_ids)
+            if matcher is not None:
+                matcher.advance(token_ids)
             self.num_taken += len(token_ids)
+            self._last.extend(token_ids)
         return matcher
 
-    def withheld(self) -> Iterable[int]:
-        """Tokens that may only be taken if there are no others: those that would end the output too early."""
-        return self._sampling.stop_token_ids if self.num_taken < self._sampling.min_tokens else ()
+    def left(self, tokens: int) -> int:
+        """Those of the tokens that the grammar allows here that may be chosen; see `TokenRules`. Raises GrammarError.
+
+        Where the lists of tokens leave none, but the text is complete, it ends.
+        """
+        left = self._rules.left(tokens, tuple(self._last))
+        if not left and self._built is not None:
+            left = sum(1 << end for end in self._built.result()[0].end_token_ids) & tokens
+        if not left:
+            raise GrammarError("allowed_token_ids and bad_words leave no token here.")
+        return self._rules.not_yet_ending(left, num_output=self.num_taken)
 
 
 class Constrained(Protocol):
@@ -60,7 +80,7 @@ class Constrained(Protocol):
 
     @property
     def constraint(self) -> Constraint | None:
-        """Its grammar."""
+        """What limits its tokens."""
         ...
 
     @property
@@ -80,7 +100,8 @@ class Constraints:
     def __init__(self, factory: GrammarsFactory | None, *, vocab_size: int) -> None:
         self._factory = factory
         self._vocab_size = vocab_size
-        self._num_words = -(-vocab_size // WORD_BITS)
+        self._row_bytes = 4 * -(-vocab_size // WORD_BITS)
+        self._all_tokens = ((1 << vocab_size) - 1).to_bytes(self._row_bytes, "little")
         self._grammars: Future[Grammars] | None = None
         # Building takes up to a second and must not hold up the masks of those that run.
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar")
@@ -89,11 +110,13 @@ class Constraints:
         self._slots: tuple[int, ...] = ()
 
     def begin(self, sampling: SamplingParams, output: Sequence[int]) -> Constraint:
-        """Start to build the matcher of a sequence that has this output already."""
-        if self._grammars is None:
-            self._grammars = self._builder.submit(self._load)
-        built = self._builder.submit(_build, self._grammars, sampling.grammar or "", tuple(output))
-        return Constraint(built, sampling, num_taken=len(output))
+        """Start to build what limits a sequence that has this output already."""
+        rules, built = TokenRules(sampling, vocab_size=self._vocab_size), None
+        if sampling.grammar is not None:
+            if self._grammars is None:
+                self._grammars = self._builder.submit(self._load)
+            built = self._builder.submit(_build, self._grammars, sampling.grammar, tuple(output))
+        return Constraint(built, rules, output)
 
     def prepare(self, slots: tuple[int, ...], sequences: Sequence[Constrained]) -> None:
         """Start to work out which tokens may come next in these slots, for sequences all of whose tokens are known."""
@@ -127,25 +150,39 @@ class Constraints:
 
     def _work(self, jobs: Sequence[tuple[Constraint, tuple[int, ...]]]) -> bytes:
         """One row for each job; rows of constraints that have failed allow everything: their tokens are dropped."""
-        size = 4 * self._num_words
-        words = bytearray(b"\xff" * (size * len(jobs)))
-        followed: list[tuple[int, Constraint, Matcher]] = []
-        for row, (constraint, token_ids) in enumerate(jobs):
+        matchers: list[Matcher | None] = []
+        for constraint, token_ids in jobs:
             try:
-                if constraint.problem is None:
-                    followed.append((row, constraint, constraint.advance(token_ids)))
+                matchers.append(constraint.advance(token_ids) if constraint.problem is None else None)
             except GrammarError as error:
                 constraint.fail(str(error))
+                matchers.append(None)
+        rows = self._grammar_rows(matchers)
+        return b"".join(self._row(constraint, row) for (constraint, _), row in zip(jobs, rows, strict=True))
+
+    def _grammar_rows(self, matchers: Sequence[Matcher | None]) -> list[bytes | str]:
+        """What grammars allow, or what went wrong; all tokens where there is none."""
+        rows: list[bytes | str] = [self._all_tokens] * len(matchers)
+        followed = [(row, matcher) for row, matcher in enumerate(matchers) if matcher is not None]
         if not followed or self._grammars is None:
-            return bytes(words)
-        found, problems = self._grammars.result().masks([matcher for _, _, matcher in followed])
-        for index, (row, constraint, _) in enumerate(followed):
-            reason = problems[index]
-            if reason is not None:
-                constraint.fail(reason)
-                continue
-            words[row * size : (row + 1) * size] = _without(found[index * size :][:size], constraint.withheld())
-        return bytes(words)
+            return rows
+        found, problems = self._grammars.result().masks([matcher for _, matcher in followed])
+        for index, (row, _) in enumerate(followed):
+            begin = index * self._row_bytes
+            rows[row] = problems[index] or bytes(found[begin : begin + self._row_bytes])
+        return rows
+
+    def _row(self, constraint: Constraint, allowed: bytes | str) -> bytes:
+        """The row of one constraint, which fails if there is something wrong with it."""
+        if constraint.problem is not None:
+            return self._all_tokens
+        try:
+            if isinstance(allowed, str):
+                raise GrammarError(allowed)
+            return constraint.left(int.from_bytes(allowed, "little")).to_bytes(self._row_bytes, "little")
+        except GrammarError as error:
+            constraint.fail(str(error))
+            return self._all_tokens
 
 
 def _build(loading: Future[Grammars], grammar: str, output: tuple[int, ...]) -> tuple[Grammars, Matcher]:
@@ -160,11 +197,3 @@ def _untaken(sequence: Constrained) -> list[int]:
     assert sequence.constraint is not None
     return sequence.token_ids[sequence.num_prompt + sequence.constraint.num_taken :]
 
-
-def _without(row: bytearray, token_ids: Iterable[int]) -> bytearray:
-    """The row without these tokens; the row itself if nothing else is left."""
-    less = bytearray(row)
-    for token_id in token_ids:
-        if token_id < 8 * len(less):
-            less[token_id // 8] &= ~(1 << token_id % 8)
-    return less if any(less) else row

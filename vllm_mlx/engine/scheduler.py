@@ -145,7 +145,7 @@ class Scheduler:
             return
         self._num_arrived += 1
         sequence = Sequence(submit, self._num_arrived, self._clock(), max_len(submit, self._info))
-        if sequence.sampling.grammar is not None:
+        if sequence.sampling.is_constrained:
             sequence.constraint = self._constraints.begin(sequence.sampling, sequence.token_ids[sequence.num_prompt :])
         reason = sequence.finish_reason()
         if reason:
@@ -199,7 +199,7 @@ class Scheduler:
             self._leave(sequence)
 
     def _fail(self, sequence: Sequence) -> None:
-        """End a sequence whose grammar cannot be followed."""
+        """End a sequence whose constraint cannot be followed."""
         self._end(sequence)
         self._outputs.append(Output(sequence.request_id, finish=FinishReason.ERROR, message=sequence.problem))
 

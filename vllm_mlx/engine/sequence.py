@@ -60,7 +60,7 @@ class Sequence:
     slot: int | None = None
     """Its place in the runner while it runs."""
     constraint: Constraint | None = None
-    """The grammar that its output follows, if any."""
+    """What limits the tokens of its output, if anything does."""
     num_computed: int = 0
     num_pending: int = 0
     """Tokens sampled by steps that are not committed yet."""

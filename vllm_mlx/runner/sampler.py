@@ -156,7 +156,7 @@ def _biased(logits: mx.array, slots: Sequence[_Slot], rows: Sequence[SampledRow]
     for i, (slot, row) in enumerate(zip(slots, rows, strict=True)):
         if slot.bias_ids is not None and slot.bias_values is not None:
             logits = logits.at[i, slot.bias_ids].add(slot.bias_values)
-        if slot.params.grammar is not None:
+        if slot.params.is_constrained:
             continue  # its mask knows whether there is anything else left to choose
         if slot.stop_ids is not None and row.position - slot.num_prompt < slot.params.min_tokens:
             logits = logits.at[i, slot.stop_ids].add(NEGATIVE_INFINITY)

@@ -335,8 +335,8 @@ class FakeRunner:
     # ---- the sampler ----
 
     def _check_constrained(self, handle: Handle) -> None:
-        constrained = tuple(slot.number for slot in handle.sampled if slot.sampling.grammar is not None)
-        expect(handle.step.constrained == constrained, "`constrained` names the sampled slots with a grammar, in order")
+        constrained = tuple(slot.number for slot in handle.sampled if slot.sampling.is_constrained)
+        expect(handle.step.constrained == constrained, "`constrained` names the sampled slots with masks, in order")
 
     def _choose(self, handle: Handle, allowed: Mapping[int, bytes]) -> None:
         """The tokens of a step; `allowed` has a byte per token for constrained slots."""

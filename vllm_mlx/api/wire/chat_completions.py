@@ -91,10 +91,6 @@ class ChatCompletionBody(ShapeFields, GenerationBody):
     """Accepted; not used."""
     audio: None = None
     """This model writes text only."""
-    allowed_token_ids: None = None
-    """Forbid tokens one by one with `logit_bias`."""
-    bad_words: None = None
-    """Forbid tokens one by one with `logit_bias`."""
     functions: None = None
     """Deprecated by OpenAI."""
     function_call: None = None

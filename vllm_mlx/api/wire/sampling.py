@@ -13,6 +13,9 @@ from vllm_mlx.core.sampling import MAX_TOP_LOGPROBS, SamplingParams, merge
 
 MAX_STOP_STRINGS = 16
 MAX_PRIORITY = 1_000_000
+MAX_BAD_WORDS = 1000
+
+BadWord = Annotated[str, Field(max_length=500)]
 
 _OWN_NAMES = (
     "n",
@@ -68,6 +71,11 @@ class GenerationBody(WireModel):
     """Subtracted from the logit of each token that was generated; -2 to 2."""
     logit_bias: dict[str, float] | None = None
     """Token id (as text) to a value added to its logit, -100 to 100."""
+    allowed_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
+    """Only these tokens are generated; without one that ends the text it goes on to max_tokens."""
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS, fail_fast=True)] | None = None
+    """Texts that are not generated, at the beginning of a word or within one, as the model's tokens spell
+    them; at most 1000 of 500 characters."""
     seed: int | None = None
     """The same seed and request give the same tokens."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -114,6 +122,7 @@ class GenerationBody(WireModel):
         given["max_tokens"], given["logprobs"] = max_tokens, logprobs
         given["logit_bias"] = token_bias(self.logit_bias)
         given["stop"] = (self.stop,) if isinstance(self.stop, str) else _tuple(self.stop)
+        given["allowed_token_ids"], given["bad_words"] = _tuple(self.allowed_token_ids), _tuple(self.bad_words)
         given["stop_token_ids"] = _tuple(self.stop_token_ids)
         return merge(given, defaults)
 
