@@ -20,7 +20,7 @@ CASES = cases()
 NUM_WALKS = 4
 NUM_FREE = 24
 """Tokens of a walk after which it takes what closes something where it can."""
-MAX_TOKENS = 900
+MAX_TOKENS = 1500
 NEED_LUCK = {"pattern-unanchored", "pattern-ends"}
 """Whose texts only end once a certain word came up in them."""
 
