@@ -15,7 +15,7 @@ from runner.metal.attention import LIMITS, Batch, attend, errors, make_batch, wi
 from runner.metal.emulator import EmulationError, Emulator, Trace, as_numpy, trace
 from runner.metal.support import emulator_for_tests
 
-from vllm_mlx.runner.kernels import paging, source
+from vllm_mlx.runner.kernels import paging, source, split
 from vllm_mlx.runner.kernels.check import pool_format
 from vllm_mlx.runner.kernels.decode import PagedAttention
 from vllm_mlx.runner.kernels.paging import PageKernels
@@ -97,9 +97,7 @@ ODD_SIZES = [(18, 6, "float16"), (40, 24, "bfloat16"), (5, 7, "float32")]
 
 
 @pytest.mark.parametrize(("key_dim", "value_dim", "dtype"), ODD_SIZES)
-def test_odd_head_sizes_fall_back_to_narrow_loads(
-    emulator: Emulator, key_dim: int, value_dim: int, dtype: str
-) -> None:
+def test_odd_head_sizes_fall_back_to_narrow_loads(emulator: Emulator, key_dim: int, value_dim: int, dtype: str) -> None:
     variant = make_variant(key_dim=key_dim, value_dim=value_dim, dtype=dtype)
     assert max(decode_errors(emulator, variant, "page by page")) <= LIMITS[dtype]
 
@@ -307,13 +305,38 @@ def test_quantised_tokens_are_what_plain_operations_make_of_them(
         ("[from * KEY_CHUNKS + chunk]", "[from * KEY_CHUNKS]"),
     ],
 )
-def test_broken_write_is_noticed(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
-) -> None:
+def test_broken_write_is_noticed(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> None:
     assert right in paging.WRITE_BODY, "the kernel has changed: this test needs another way to break it"
     monkeypatch.setattr(paging, "WRITE_BODY", paging.WRITE_BODY.replace(right, wrong))
     with pytest.raises((AssertionError, EmulationError)):
         test_tokens_are_written_where_their_slots_say_and_read_back(emulator, FORMATS[2], 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("widths", "dtype"), [((48, 16, 16), "float32"), ((6, 2, 4), "bfloat16"), ((72, 24, 24, 8), "float16")]
+)
+def test_rows_are_split_into_whole_parts(emulator: Emulator, widths: tuple[int, ...], dtype: str) -> None:
+    joined = random_array((7, 3, sum(widths)), dtype, seed=3)
+    *parts, _ = emulator.call(split.SplitKernel(widths, getattr(mx, dtype), "metal"), joined)
+    bounds = np.cumsum(widths)[:-1]
+    for part, expected in zip(parts, np.split(as_numpy(joined), bounds, axis=-1), strict=True):
+        assert np.array_equal(part, expected)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("row * {width}", "row * {end}"), ("chunk < {end}", "chunk <= {end}"), ("chunk - {begin}", "chunk")],
+)
+def test_broken_split_is_noticed(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> None:
+    assert right in split.PART, "the kernel has changed: this test needs another way to break it"
+    monkeypatch.setattr(split, "PART", split.PART.replace(right, wrong))
+    with pytest.raises((AssertionError, EmulationError)):
+        test_rows_are_split_into_whole_parts(emulator, (48, 16, 16), "float32")
+
+
+def test_parts_of_half_words_are_not_split_by_kernel() -> None:
+    with pytest.raises(ValueError, match="whole words"):
+        split.SplitKernel((7, 3), mx.float16, "metal")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

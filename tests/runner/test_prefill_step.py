@@ -12,7 +12,7 @@ from plain_kernels import PlainKernels
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import PrefillRow, Runner
 from vllm_mlx.runner import device, suffixes
-from vllm_mlx.runner.prefill_step import LENGTHS, MAX_TOGETHER, PrefillStep
+from vllm_mlx.runner.prefill_step import LENGTHS, PrefillStep
 
 Open = Callable[..., Runner]
 
@@ -44,7 +44,7 @@ def test_prompts_together_give_the_tokens_of_each_alone(
     del shapes[:]  # of warming
     found = run(runner, submits, config=Config(max_num_seqs=8, prefill_step_size=512))
     assert_same(found, expected)
-    assert shapes == [(4, 64), (4, 128)]
+    assert shapes == [(8, 128)]
 
 
 def test_long_prompts_and_later_chunks_are_computed_alone(open_runner: Open, shapes: list[tuple[int, int]]) -> None:
@@ -75,15 +75,32 @@ def test_suffixes_together_give_the_tokens_of_each_alone(
     assert sizes == together
 
 
-def test_groups_of_suffixes_are_bounded() -> None:
-    def row(slot: int, start: int, count: int) -> PrefillRow:
-        return PrefillRow(slot, start, (1,) * count, tuple(range(1, 2 + (start + count) // 32)), True)
+def test_suffixes_of_different_prefixes_of_one_length_are_computed_together(open_runner: Open) -> None:
+    one, other, *ends = prompts(96, 96, 7, 20)
+    firsts = [submit("one", one), submit("other", other)]
+    later = [submit(str(i), [*prefix, *end]) for i, (prefix, end) in enumerate(zip((one, other), ends, strict=True))]
+    expected = run(open_runner("llama"), [*firsts, *later], config=Config(prefix_cache=False))
+    runner = open_runner("llama", kernels=PlainKernels(), max_num_seqs=8)
+    config = Config(max_num_seqs=8, prefill_step_size=512)
+    assert_same(run(runner, [*firsts, *later], config=config), expected)
 
-    many = [row(i, 64, 20) for i in range(10)]
-    assert [len(group) for group in suffixes.groups(many)] == [8, 2]
-    assert suffixes.groups([row(0, 64, 20), row(1, 40_000, 20)]) == []
-    assert suffixes.groups([row(0, 64, 600), row(1, 64, 600)]) == []
-    assert suffixes.groups([row(0, 0, 20), row(1, 0, 20)]) == []
+
+def test_groups_of_suffixes_are_bounded() -> None:
+    def row(slot: int, start: int, count: int, *, first_page: int = 1) -> PrefillRow:
+        num_pages = 1 + (start + count) // 32
+        return PrefillRow(slot, start, (1,) * count, tuple(range(first_page, first_page + num_pages)), True)
+
+    def sizes(*rows: PrefillRow) -> list[int]:
+        return [len(group) for group in suffixes.groups(rows)]
+
+    assert sizes(*(row(i, 64, 20) for i in range(10))) == [10]
+    assert sizes(*(row(i, 64, 20) for i in range(70))) == [64, 6]
+    assert sizes(*(row(i, 64, 600) for i in range(4))) == [3]
+    assert sizes(*(row(i, 64, 20, first_page=1 + 10 * i) for i in range(10))) == [8, 2]
+    assert sizes(row(0, 64, 20), row(1, 40_000, 20)) == []
+    assert sizes(row(0, 64, 600), row(1, 64, 600, first_page=100)) == []
+    assert sizes(row(0, 64, 1100), row(1, 64, 1100)) == []
+    assert sizes(row(0, 0, 20), row(1, 0, 20)) == []
 
 
 def test_quantised_prompts_are_computed_alone(open_runner: Open, shapes: list[tuple[int, int]]) -> None:
@@ -94,7 +111,8 @@ def test_quantised_prompts_are_computed_alone(open_runner: Open, shapes: list[tu
 
 def test_every_shape_is_warmed_once(open_runner: Open, shapes: list[tuple[int, int]]) -> None:
     open_runner("llama", kernels=PlainKernels())
-    assert sorted(shapes) == sorted({*((1, length) for length in LENGTHS), *((MAX_TOGETHER, n) for n in LENGTHS[:7])})
+    counts = {1: len(LENGTHS), 4: 8, 8: 6}
+    assert sorted(shapes) == sorted((rows, length) for rows, n in counts.items() for length in LENGTHS[:n])
 
 
 def test_chunks_that_do_not_end_their_prompt_are_not_taken() -> None:

@@ -13,8 +13,14 @@ import pytest
 from mlx.utils import tree_flatten
 from tiny_models import ARCHITECTURES
 
-from vllm_mlx.runner import weights
-from vllm_mlx.runner.projections import MergedPart, TransposedLinear, keep_transposed, merge_projections
+from vllm_mlx.runner import projections, weights
+from vllm_mlx.runner.projections import (
+    MergedPart,
+    TransposedLinear,
+    keep_transposed,
+    merge_projections,
+    split_by_kernel,
+)
 
 TOKENS = mx.array([[5, 9, 3, 7, 11]])
 
@@ -195,3 +201,43 @@ def test_a_part_asked_out_of_turn_computes_its_own() -> None:
     model.q_proj(x)
     found = model.k_proj(x), model.q_proj(y), model.k_proj(y)
     assert all(mx.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+class PlainSplit:
+    """What the kernel does, from plain operations."""
+
+    def __init__(self, widths: tuple[int, ...], dtype: mx.Dtype, _backend: str) -> None:
+        self.bounds, self.dtype = [sum(widths[: i + 1]) for i in range(len(widths) - 1)], dtype
+        self.num_rows: list[int] = []
+
+    def __call__(self, joined: mx.array) -> list[mx.array]:
+        assert joined.ndim == 3
+        assert joined.dtype == self.dtype
+        self.num_rows.append(joined.shape[0])
+        return [mx.contiguous(part) for part in mx.split(joined, self.bounds, axis=-1)]
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_queries_keys_and_values_of_several_rows_are_split_by_the_kernel(
+    bits: int | None, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels: list[PlainSplit] = []
+    monkeypatch.setattr(projections, "checked_split", lambda *args: (kernels.append(PlainSplit(*args)), kernels[-1])[1])
+    model = load(tiny_model("llama"))
+    if bits is not None:
+        nn.quantize(model, group_size=32, bits=bits)
+    merge_projections(model)
+    rows = mx.array([[5], [9], [3]])
+    expected = model(rows)
+    assert split_by_kernel(model, "plain") == len(model.layers)
+    assert mx.array_equal(model(rows), expected)
+    model(TOKENS)
+    [kernel] = kernels
+    assert kernel.num_rows == [3] * len(model.layers), "one row needs no copy"
+
+
+def test_a_kernel_that_fails_is_not_used(tiny_model: Callable[[str], Path]) -> None:
+    model = load(tiny_model("llama"))
+    merge_projections(model)
+    assert split_by_kernel(model, "cuda") == 0
+    assert mx.isfinite(model(mx.array([[5], [9]]))).all()

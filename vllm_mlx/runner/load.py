@@ -208,6 +208,7 @@ def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, l
         notes = weights.prepare(model, config.weights_dtype, found=found, dtype=dtype, memory_bytes=memory_bytes)
         if found.is_gpu:
             projections.keep_transposed(model)
+            projections.split_by_kernel(model, found.backend)
     except LIBRARY_ERRORS as error:
         raise ModelError(f"{config.model} cannot be loaded: {one_line(error)}") from error
     return model, [blas.describe(), *notes] if not found.is_gpu else notes

@@ -22,9 +22,9 @@ from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import ModelLayers, narrower
 
 LENGTHS = (32, 64, 96, 128, 160, 192, 256, 384, 512)
-MAX_TOGETHER = 4
-MAX_TOKENS_TOGETHER = 1024
-"""Beyond that, a GPU is busy with one prompt as it is."""
+GROUP_SIZES = (8, 4, 1)
+MAX_TOKENS_TOGETHER = 1536
+"""Beyond that, a GPU is busy with fewer prompts as it is."""
 
 
 class PromptView:
@@ -55,7 +55,7 @@ class PrefillStep:
         self._pages = pages
         self._wanted = wanted
         self._function: Any = mx.compile(self._forward)
-        self._cold = [(rows, length) for rows in (1, MAX_TOGETHER) for length in LENGTHS if _fits(rows, length)]
+        self._cold = [(rows, length) for rows in GROUP_SIZES[::-1] for length in LENGTHS if _fits(rows, length)]
 
     @staticmethod
     def takes(row: PrefillRow) -> bool:
@@ -68,9 +68,9 @@ class PrefillStep:
             yield group, suffixes.logits(self._model, self._layers, self._pages, self._wanted, group)
         ordered = sorted((row for row in rows if self.takes(row)), key=lambda row: len(row.token_ids))
         while ordered:
-            count = MAX_TOGETHER if _fits(MAX_TOGETHER, _padded(ordered[:MAX_TOGETHER][-1])) else 1
-            group, ordered = tuple(ordered[:count]), ordered[count:]
-            yield group, self._run(group)[: len(group)]
+            num_rows = _group_size(ordered)
+            group, ordered = tuple(ordered[:num_rows]), ordered[num_rows:]
+            yield group, self._run(group, num_rows=num_rows)[: len(group)]
 
     def warm_one(self) -> bool:
         """Compile the next shape and run it on padding alone; False if none is left.
@@ -98,9 +98,8 @@ class PrefillStep:
         self._function = None
         self._cold.clear()
 
-    def _run(self, rows: Sequence[PrefillRow], *, num_rows: int = 0, length: int = 0) -> mx.array:
+    def _run(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int = 0) -> mx.array:
         """Logits [padded rows, vocab]."""
-        num_rows = num_rows or (1 if len(rows) == 1 else MAX_TOGETHER)
         length = length or max(_padded(row) for row in rows)
         chunks = PaddedChunks(rows, num_rows=num_rows, length=length)
         logits: mx.array
@@ -122,6 +121,12 @@ class PrefillStep:
 
 def _padded(row: PrefillRow) -> int:
     return next(length for length in LENGTHS if length >= len(row.token_ids))
+
+
+def _group_size(ordered: Sequence[PrefillRow]) -> int:
+    """The largest that fits and is worth its padding: a smaller one would not take all rows."""
+    smaller = dict(zip(GROUP_SIZES, (*GROUP_SIZES[1:], 0), strict=True))
+    return next(n for n in GROUP_SIZES if len(ordered) > smaller[n] and _fits(n, _padded(ordered[:n][-1])))
 
 
 def _fits(num_rows: int, length: int) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 from mlx.utils import tree_unflatten
 
 from vllm_mlx.core.log import get_logger
+from vllm_mlx.runner.kernels.split import SplitKernel, checked_split
 from vllm_mlx.runner.quantised import shared_as
 
 log = get_logger("runner")
@@ -40,12 +41,12 @@ class MergedPart(nn.Module):  # type: ignore[misc]
 
     def __init__(self, shared: _Shared, index: int) -> None:
         super().__init__()
-        self._shared = shared
+        self.shared = shared
         self._index = index
 
     def __call__(self, x: mx.array) -> mx.array:
         """Outputs [..., out_dims] of activations [..., in_dims]."""
-        return self._shared.part(self._index, x)
+        return self.shared.part(self._index, x)
 
 
 class _Shared:
@@ -54,7 +55,9 @@ class _Shared:
     def __init__(self, bounds: list[int]) -> None:
         self.owner: weakref.ref[MergedPart]
         """Whoever has the merged layer: what is put in its place later (folded, expanded, transposed) is used."""
-        self._bounds = bounds
+        self.bounds = bounds
+        self.kernel: SplitKernel | None = None
+        """Takes products of several rows apart."""
         self._input: mx.array | None = None
         self._parts: dict[int, mx.array] = {}
 
@@ -63,11 +66,17 @@ class _Shared:
             self._input = x
             owner = self.owner()
             assert owner is not None, "a part outlives the model"
-            self._parts = dict(enumerate(mx.split(owner.merged(x), self._bounds, axis=-1)))
+            self._parts = dict(enumerate(self._split(owner.merged(x))))
         taken = self._parts.pop(index)
         if not self._parts:
             self._input = None  # nobody else will ask: do not keep it alive
         return taken
+
+    def _split(self, product: mx.array) -> list[mx.array]:
+        kernel = self.kernel
+        if kernel is not None and product.ndim == 3 and product.shape[0] > 1 and product.dtype == kernel.dtype:
+            return kernel(product)
+        return list(mx.split(product, self.bounds, axis=-1))
 
 
 class _Call(msgspec.Struct, frozen=True, eq=False):
@@ -91,6 +100,7 @@ class _RecordedQuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
 
 
 RECORDED = {nn.Linear: _RecordedLinear, nn.QuantizedLinear: _RecordedQuantizedLinear}
+SPLIT_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 TOLERANCE = 0.1
 """Largest relative difference, in norm, of the logits with merged projections. Sums may be added in another order,
 which in bfloat16 grows to 0.03 through 28 layers; with a part in the wrong place the logits have nothing in common."""
@@ -117,6 +127,27 @@ def merge_projections(model: nn.Module) -> int:
             _share(linear, bounds, [call.module for call in group])
             change.num_saved += len(group) - 1
     return change.num_saved
+
+
+def split_by_kernel(model: nn.Module, backend: str) -> int:
+    """Take merged queries, keys and values apart by a kernel; returns for how many layers.
+
+    MLX's operations on a part of a product of several rows copy it first, each its own. Gate and input of an MLP go
+    into one operation together, which needs no copies. Called when weights have their last type.
+    """
+    kernels: dict[tuple[Any, ...], SplitKernel | None] = {}
+    num_layers = 0
+    for _, module in model.named_modules():
+        if not isinstance(module, MergedPart) or "merged" not in module or len(module.shared.bounds) < 2:
+            continue
+        linear, ends = module.merged, (*module.shared.bounds, module.merged.weight.shape[0])
+        widths = tuple(end - begin for begin, end in zip((0, *ends), ends, strict=False))
+        key = widths, linear["scales" if "scales" in linear else "weight"].dtype
+        if key not in kernels:
+            kernels[key] = checked_split(*key, backend) if key[1] in SPLIT_DTYPES else None
+        module.shared.kernel = kernels[key]
+        num_layers += kernels[key] is not None
+    return num_layers
 
 
 def keep_transposed(model: nn.Module) -> int:

@@ -1,14 +1,15 @@
 """Chunks behind prefixes that are in pages already, several sequences in one forward pass on a GPU.
 
-When many requests go on from one long prefix, what each adds is short: computed one by one, a GPU waits for its host.
-Here they are put side by side and padded; the pages before them are read as a rectangle. Rows behind equally many
-tokens need no more than the causal mask that attention knows by name, for padding comes last; elsewhere an array hides
-what is not a row's own. That holds for models whose layers are all in pages that are not quantised.
+When many requests go on from long prefixes, what each adds is short: computed one by one, a GPU waits for its host.
+Here they are put side by side and padded. A prefix that all have in common is read once (`shared_prefix.py`); else the
+pages before the chunks are read as a rectangle. Rows behind equally many tokens need no more than the causal mask that
+attention knows by name, for padding comes last; elsewhere an array hides what is not a row's own. That holds for models
+whose layers are all in pages that are not quantised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -22,12 +23,19 @@ from vllm_mlx.runner.geometry import PaddedChunks
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
+from vllm_mlx.runner.shared_prefix import SharedPrefix, SharedPrefixView, additive, padded_size
 
 MAX_TOGETHER = 8
 MAX_TOKENS_TOGETHER = 1024
 """Of the chunks, padding included: beyond that, a GPU is busy with one chunk as it is."""
 MAX_READ_TOGETHER = 1 << 16
 """Tokens of the prefixes, padding included: each layer's are copied once."""
+PAGES_MULTIPLE = 8
+"""What is read of prefixes of different lengths is padded to a multiple, so that few shapes need planning."""
+MAX_SHARING = 64
+MAX_TOKENS_SHARING = 2048
+MAX_SCORES_SHARING = 1 << 26
+"""Of chunks behind one prefix, all of whose queries are masked against all keys: the mask has so many elements."""
 
 
 class SuffixPlace:
@@ -36,27 +44,29 @@ class SuffixPlace:
     def __init__(self, rows: Sequence[PrefillRow]) -> None:
         starts = np.array([row.start for row in rows], np.int32)
         longest = int(starts.max())
-        size, num_pages = max(len(row.token_ids) for row in rows), -(-longest // PAGE_SIZE)
+        self._size = padded_size(rows)
+        self._is_even = longest == int(starts.min())
+        num_pages = -(-longest // PAGE_SIZE)
+        if not self._is_even:
+            num_pages = -(-num_pages // PAGES_MULTIPLE) * PAGES_MULTIPLE
         table = np.zeros((len(rows), num_pages), np.int32)
         for i, row in enumerate(rows):
             own = row.page_ids[: -(-row.start // PAGE_SIZE)]
             table[i, : len(own)] = own
-        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size)
+        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=self._size)
         self.offset = mx.array(starts)
         self.table = mx.array(table)
-        self._is_even = longest == int(starts.min())
         self.num_read = longest if self._is_even else num_pages * PAGE_SIZE
         """Tokens before the chunks that are shown to attention; some are no row's own unless all rows have as many."""
-        self._size = size
-        self._masks: dict[int | None, mx.array] = {}
+        self._masks: dict[tuple[int | None, mx.Dtype], mx.array] = {}
 
-    def mask(self, window: int | None, *, as_array: bool) -> mx.array | str:
-        """'causal', or a boolean [rows, 1, tokens, `num_read` and then the tokens of the chunk]."""
+    def mask(self, window: int | None, dtype: mx.Dtype) -> mx.array | str:
+        """'causal', or what is added to the scores, [rows, 1, tokens, `num_read` and then the tokens of the chunk]."""
         if window is not None and self.num_read + self._size <= window:
             window = None
-        if self._is_even and window is None and not as_array:
+        if self._is_even and window is None:
             return "causal"
-        if window not in self._masks:
+        if (window, dtype) not in self._masks:
             starts, chunk = self.offset[:, None, None], mx.arange(self._size)
             queries = starts + chunk[None, :, None]
             read = mx.arange(self.num_read)[None, None]
@@ -65,8 +75,9 @@ class SuffixPlace:
             )
             is_chunk = mx.arange(keys.shape[-1]) >= self.num_read
             seen = (keys <= queries) & (is_chunk | (keys < starts))
-            self._masks[window] = (seen if window is None else seen & (keys > queries - window))[:, None]
-        return self._masks[window]
+            seen = seen if window is None else seen & (keys > queries - window)
+            self._masks[window, dtype] = additive(seen, dtype)[:, None]
+        return self._masks[window, dtype]
 
 
 class SuffixView:
@@ -89,37 +100,60 @@ class SuffixView:
         return keys, values
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """The mask of mlx-lm's caches: 'causal', or an array."""
-        return self._place.mask(narrower(self._pool.window, window_size), as_array=return_array)
+        """See SuffixPlace. Models that ask for arrays of another kind are not served through pages on a GPU."""
+        assert not return_array
+        return self._place.mask(narrower(self._pool.window, window_size), self._pool.dtype)
 
 
 def groups(rows: Sequence[PrefillRow]) -> list[tuple[PrefillRow, ...]]:
-    """Chunks that are worth computing together: those with prefixes of one length, then those of like length.
+    """Chunks that are worth computing together: those behind one prefix, those with prefixes of one length, the rest.
 
     Each group has several.
     """
     ordered = sorted((row for row in rows if row.start and row.samples), key=attrgetter("start"))
-    parts = [part for _, even in groupby(ordered, attrgetter("start")) for part in _cut(list(even))]
-    rest = [part[0] for part in parts if len(part) == 1]
-    return [part for part in (*parts, *_cut(rest)) if len(part) > 1]
+    by_prefix: dict[tuple[int, ...], list[PrefillRow]] = {}
+    for row in ordered:
+        by_prefix.setdefault((row.start, *_whole_pages(row)), []).append(row)
+    sharing = [part for members in by_prefix.values() for part in _cut(members, _fit_sharing)]
+    parts = [part for part in sharing if len(part) > 1]
+    rest = [part[0] for part in sharing if len(part) == 1]
+    even = [part for _, members in groupby(rest, attrgetter("start")) for part in _cut(list(members), _fit)]
+    rest = [part[0] for part in even if len(part) == 1]
+    return [part for part in (*parts, *even, *_cut(rest, _fit)) if len(part) > 1]
 
 
 def logits(
     model: nn.Module, layers: ModelLayers, pages: KernelPages, wanted: WantedPositions, rows: Sequence[PrefillRow]
 ) -> mx.array:
     """Logits [rows, vocab] behind the last tokens of the chunks of a group."""
-    place = SuffixPlace(rows)
+    place = SharedPrefix(rows) if _is_shared(rows) else SuffixPlace(rows)
     with wanted.at(place.chunks.lasts):
-        views = layers.fold([SuffixView(pool, place) for pool in pages.pools])
+        views = layers.fold([_view(pool, place) for pool in pages.pools])
         return wanted.of(model(place.chunks.token_ids, cache=views))[:, 0]
 
 
-def _cut(ordered: list[PrefillRow]) -> list[tuple[PrefillRow, ...]]:
+def _view(pool: KernelPool, place: SharedPrefix | SuffixPlace) -> SharedPrefixView | SuffixView:
+    return SharedPrefixView(pool, place) if isinstance(place, SharedPrefix) else SuffixView(pool, place)
+
+
+def _is_shared(rows: Sequence[PrefillRow]) -> bool:
+    first = rows[0]
+    return bool(_whole_pages(first)) and all(
+        row.start == first.start and _whole_pages(row) == _whole_pages(first) for row in rows
+    )
+
+
+def _whole_pages(row: PrefillRow) -> tuple[int, ...]:
+    """The pages that are full before the chunk begins."""
+    return row.page_ids[: row.start // PAGE_SIZE]
+
+
+def _cut(ordered: list[PrefillRow], fit: Callable[[Sequence[PrefillRow]], bool]) -> list[tuple[PrefillRow, ...]]:
     """Rows in order, in parts that can be computed together."""
     parts: list[tuple[PrefillRow, ...]] = []
     while ordered:
         count = 1
-        while count < min(MAX_TOGETHER, len(ordered)) and _fit(ordered[: count + 1]):
+        while count < len(ordered) and fit(ordered[: count + 1]):
             count += 1
         parts.append(tuple(ordered[:count]))
         ordered = ordered[count:]
@@ -128,4 +162,11 @@ def _cut(ordered: list[PrefillRow]) -> list[tuple[PrefillRow, ...]]:
 
 def _fit(rows: Sequence[PrefillRow]) -> bool:
     size, start = max(len(row.token_ids) for row in rows), max(row.start for row in rows)
-    return len(rows) * size <= MAX_TOKENS_TOGETHER and len(rows) * start <= MAX_READ_TOGETHER
+    is_small = len(rows) * size <= MAX_TOKENS_TOGETHER and len(rows) * start <= MAX_READ_TOGETHER
+    return is_small and len(rows) <= MAX_TOGETHER
+
+
+def _fit_sharing(rows: Sequence[PrefillRow]) -> bool:
+    num_tokens, start = len(rows) * padded_size(rows), rows[0].start
+    has_prefix = start >= PAGE_SIZE and num_tokens * (start + num_tokens) <= MAX_SCORES_SHARING
+    return has_prefix and len(rows) <= MAX_SHARING and num_tokens <= MAX_TOKENS_SHARING
