@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -24,8 +25,8 @@ CORPUS = (
 )
 
 
-def write_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """Byte-level BPE: every text can be encoded, common words are one token."""
+def write_tokenizer(folder: Path, *, marks: Sequence[str] = ()) -> tokenizers.Tokenizer:
+    """Byte-level BPE: every text can be encoded, common words are one token. `marks` become special tokens."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -36,6 +37,7 @@ def write_tokenizer(folder: Path) -> tokenizers.Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     backend.train_from_iterator(CORPUS, trainer)
+    backend.add_special_tokens(list(marks))
     backend.save(str(folder / "tokenizer.json"))
     config = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE, "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

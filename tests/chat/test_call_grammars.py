@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 import pytest
 from fixtures_text import write_tokenizer
 
-from vllm_mlx.chat.call_grammars import CALL_SYNTAXES, CallSyntax
+from vllm_mlx.chat.call_syntax import CallSyntax, NamedArguments
 from vllm_mlx.chat.collect import folded_calls
 from vllm_mlx.chat.constrain import Constrainer
 from vllm_mlx.chat.enforce import Enforcer
-from vllm_mlx.chat.formats import tool_format
+from vllm_mlx.chat.formats import tool_format, tool_formats
 from vllm_mlx.chat.grammars import TokenGrammars
 from vllm_mlx.chat.output_formats import OutputFormats
 from vllm_mlx.chat.parse import OutputParser
@@ -48,6 +49,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
+@functools.cache
+def grammars_of(tokenizer: Tokenizer) -> TokenGrammars:
+    return TokenGrammars(tokenizer, vocab_size=VOCAB_SIZE)
+
+
 async def grammar(
     tokenizer: Tokenizer,
     *,
@@ -68,7 +74,7 @@ async def grammar(
 
 def accepts(tokenizer: Tokenizer, used: str | None, text: str) -> bool:
     assert used is not None
-    grammars = TokenGrammars(tokenizer, vocab_size=VOCAB_SIZE)
+    grammars = grammars_of(tokenizer)
     matcher = grammars.matcher(used)
     try:
         matcher.advance((*tokenizer.encode(text, add_special_tokens=False), min(grammars.end_token_ids)))
@@ -104,13 +110,22 @@ async def test_answers_hold_calls_where_they_may_stand(
 
 
 def arguments_in(syntax: CallSyntax, arguments: str) -> str:
-    if syntax.parameter is None:
+    if (named := syntax.arguments) is None:
         return arguments
-    before, behind = syntax.parameter
-    values = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in json.loads(arguments).items()
-    }
-    return "".join(before.replace("{key}", key) + value + behind for key, value in values.items())
+    written = []
+    for key, value in json.loads(arguments).items():
+        before = named.before.replace("{key}", key).replace("{is_text}", str(isinstance(value, str)).lower())
+        written.append(before + value_in(named, value) + named.behind)
+    return named.separator.join(written)
+
+
+def value_in(named: NamedArguments, value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value) if named.text is None else value.join(named.text)
+    if isinstance(value, list) and named.text and all(named.text):
+        return f"[{','.join(value_in(named, one) for one in value)}]"
+    words = dict(zip((True, False, None), named.words, strict=True))
+    return words[value] if value is None or isinstance(value, bool) else json.dumps(value)
 
 
 def written(syntax: CallSyntax, *calls: tuple[str, str]) -> str:
@@ -119,10 +134,10 @@ def written(syntax: CallSyntax, *calls: tuple[str, str]) -> str:
         syntax.head.replace("{name}", name).replace("{index}", str(i)) + arguments_in(syntax, arguments) + syntax.end
         for i, (name, arguments) in enumerate(calls)
     ]
-    return syntax.mark + syntax.opening + (syntax.between or "").join(each) + syntax.closing
+    return syntax.before + syntax.mark + syntax.opening + (syntax.between or "").join(each) + syntax.closing
 
 
-SYNTAXES = [(form, syntax) for form, several in CALL_SYNTAXES.items() for syntax in several]
+SYNTAXES = [(form.name, syntax) for form in tool_formats() for syntax in form.calls]
 
 
 @pytest.mark.parametrize(("form", "syntax"), SYNTAXES, ids=[form for form, _ in SYNTAXES])
@@ -144,7 +159,7 @@ async def test_the_parser_of_the_format_reads_what_its_grammar_allows(
     assert not "".join(event.text for event in events if isinstance(event, TextDelta)).strip()
 
 
-@pytest.mark.parametrize(("form", "syntax"), [each for each in SYNTAXES if each[1].mark])
+@pytest.mark.parametrize(("form", "syntax"), SYNTAXES, ids=[form for form, _ in SYNTAXES])
 async def test_strict_tools_are_held_to_their_schema_once_a_call_begins(
     tokenizer: Tokenizer, form: str, syntax: CallSyntax
 ) -> None:
@@ -168,14 +183,15 @@ MANY = {
     "required": ["text", "count"],
     "$defs": {"flag": {"type": "boolean"}},
 }
-ELEMENTS = [each for each in SYNTAXES if each[1].parameter is not None]
+NAMED = [each for each in SYNTAXES if each[1].arguments is not None]
 
 
-@pytest.mark.parametrize(("form", "syntax"), ELEMENTS, ids=[form for form, _ in ELEMENTS])
+@pytest.mark.parametrize(("form", "syntax"), NAMED, ids=[form for form, _ in NAMED])
 async def test_elements_have_values_of_their_schema_s_types(
     tokenizer: Tokenizer, form: str, syntax: CallSyntax
 ) -> None:
-    used = await grammar(tokenizer, form=form, tools=(Tool("run", parameters=MANY, is_strict=True),))
+    tools = (Tool("run", parameters=MANY, is_strict=True),)
+    used = await grammar(tokenizer, form=form, template=syntax.template, tools=tools, tool_choice=REQUIRED)
     good = [
         {"text": 'a <b> "c"\nd', "name": "a\nb", "mode": "slow", "count": 7, "tags": ["x", "y"], "exact": True},
         {"text": "x", "count": 1},
@@ -253,8 +269,6 @@ async def test_tools_that_are_not_strict_leave_the_model_free(tokenizer: Tokeniz
 @pytest.mark.parametrize(
     ("given", "param"),
     [
-        ({"tool_choice": REQUIRED, "form": "functionary"}, "tool_choice"),
-        ({"output": OutputShape("json_object"), "form": "pythonic"}, "response_format"),
         ({"tools": (Tool("f", parameters={"not": {}}, is_strict=True),)}, "tools.f.parameters.not"),
         ({"tool_choice": REQUIRED, "tools": ()}, "tool_choice"),
     ],

@@ -4,174 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from vllm_mlx.chat.element_grammars import element_rules, free_value
+from vllm_mlx.chat.argument_grammars import ArgumentRules, free_text
+from vllm_mlx.chat.call_syntax import ELEMENT, CallSyntax
+from vllm_mlx.chat.lark import ANY, Literal, has_tokens, in_regex, up_to
+from vllm_mlx.chat.payloads.tools import resolved
 from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT, parameters_of
-from vllm_mlx.chat.shapes import ANY_TEXT, schema_entry
+from vllm_mlx.chat.shapes import schema_entry
 from vllm_mlx.core.chat import Tool
-from vllm_mlx.core.shape import OutputShape
 
-
-class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls between fixed texts, whose arguments are one JSON object, or elements with one argument each."""
-
-    mark: str = ""
-    """What opens one call or several, and stands in no ordinary text; empty: the first call itself does."""
-    opening: str = ""
-    """Between the mark and the first call."""
-    head: str = '{"name": "{name}", "arguments": '
-    """Before the arguments; `{name}` is the tool's name, and `{index}` any number."""
-    end: str = "}"
-    """Behind the arguments."""
-    between: str | None = None
-    """Between two calls; None: there is only one."""
-    closing: str = ""
-    """Behind the last call."""
-    template: str = ""
-    """What the chat templates contain whose models write so, where a format has several ways."""
-    parameter: tuple[str, str] | None = None
-    """What stands around each argument where they are elements; `{key}` is its name."""
-    raw: tuple[str, str] | None = None
-    """What stands around the input of a freeform tool that is written as it is; None: it must be a JSON string."""
-
-
-_OBJECT_LIST = CallSyntax(opening="[", between=", ", closing="]")
-_TAGGED = CallSyntax(
-    mark="<tool_call>",
-    opening="\n",
-    between="\n</tool_call>\n<tool_call>\n",
-    closing="\n</tool_call>",
-    raw=(f"<function={{name}}>\n<parameter={FREEFORM_ARGUMENT}>\n", "\n</parameter>\n</function>"),
-)
-_DEEPSEEK = CallSyntax(
-    mark="<｜tool▁calls▁begin｜>",
-    opening="<｜tool▁call▁begin｜>",
-    head="{name}<｜tool▁sep｜>",
-    end="<｜tool▁call▁end｜>",
-    between="<｜tool▁call▁begin｜>",
-    closing="<｜tool▁calls▁end｜>",
-)
-_QWEN = CallSyntax(
-    mark="<tool_call>",
-    opening="\n",
-    head="<function={name}>\n",
-    parameter=("<parameter={key}>\n", "\n</parameter>\n"),
-    end="</function>",
-    between=_TAGGED.between,
-    closing=_TAGGED.closing,
-    raw=_TAGGED.raw,
-)
-_GLM = CallSyntax(
-    mark="<tool_call>",
-    head="{name}\n",
-    parameter=("<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"),
-    end="",
-    between="</tool_call>\n<tool_call>",
-    closing="</tool_call>",
-)
-_MINIMAX = CallSyntax(
-    mark="<minimax:tool_call>",
-    head='\n<invoke name="{name}">\n',
-    parameter=('<parameter name="{key}">', "</parameter>\n"),
-    end="</invoke>",
-    between="",
-    closing="\n</minimax:tool_call>",
-)
-_SEED = CallSyntax(
-    mark="<seed:tool_call>",
-    opening="\n",
-    head="<function={name}>\n",
-    parameter=("<parameter={key}>", "</parameter>\n"),
-    end="</function>",
-    between="\n</seed:tool_call>\n<seed:tool_call>\n",
-    closing="\n</seed:tool_call>",
-)
-_replaced = msgspec.structs.replace
-CALL_SYNTAXES = MappingProxyType(
-    {
-        "hermes": (_TAGGED,),
-        "auto": (_TAGGED,),
-        "qwen3_xml": (_QWEN,),
-        "glm47": (_GLM,),
-        "minimax": (_MINIMAX,),
-        "seed_oss": (_SEED,),
-        "llama": (CallSyntax(head='{"name": "{name}", "parameters": '),),
-        "json": (CallSyntax(),),
-        "xlam": (_OBJECT_LIST,),
-        "mistral": (
-            CallSyntax(mark="[TOOL_CALLS]", head="{name}[ARGS]", end="", between="[TOOL_CALLS]", template="[ARGS]"),
-            _replaced(_OBJECT_LIST, mark="[TOOL_CALLS]"),
-        ),
-        "granite": (_replaced(_OBJECT_LIST, mark="<|tool_call|>"),),
-        "phi4": (_replaced(_OBJECT_LIST, mark="<|tool_call|>", closing="]<|/tool_call|>"),),
-        "jamba": (_replaced(_OBJECT_LIST, mark="<tool_calls>", closing="]</tool_calls>"),),
-        "gigachat3": (CallSyntax(mark="<|function_call|>"),),
-        "internlm": (
-            CallSyntax(
-                mark="<|action_start|><|plugin|>",
-                opening="\n",
-                head='{"name": "{name}", "parameters": ',
-                closing="<|action_end|>",
-            ),
-        ),
-        "cohere": (
-            CallSyntax(
-                mark="<|START_ACTION|>",
-                opening="[\n    ",
-                head='{"tool_call_id": "{index}", "tool_name": "{name}", "parameters": ',
-                between=",\n    ",
-                closing="\n]<|END_ACTION|>",
-            ),
-        ),
-        "longcat": (
-            CallSyntax(
-                mark="<longcat_tool_call>",
-                opening="\n",
-                between="\n</longcat_tool_call>\n<longcat_tool_call>\n",
-                closing="\n</longcat_tool_call>",
-            ),
-        ),
-        "kimi": (
-            CallSyntax(
-                mark="<|tool_calls_section_begin|>",
-                opening="<|tool_call_begin|>",
-                head="functions.{name}:{index}<|tool_call_argument_begin|>",
-                end="<|tool_call_end|>",
-                between="<|tool_call_begin|>",
-                closing="<|tool_calls_section_end|>",
-            ),
-        ),
-        "deepseek": (
-            _replaced(
-                _DEEPSEEK,
-                head="function<｜tool▁sep｜>{name}\n```json\n",
-                end="\n```<｜tool▁call▁end｜>",
-                template="```json",
-            ),
-            _DEEPSEEK,
-        ),
-    }
-)
-"""By the name of the tool format, the more particular first."""
 _SAYS_NOTHING = frozenset(("$schema", "description", "title", "type"))
 """Keywords that describe no argument; those below describe none where they are empty."""
 _LISTS = frozenset(("$defs", "properties", "required"))
 _INDEX = "/[0-9]{1,2}/"
 
 
-def call_syntax(form: str, template: str) -> CallSyntax | None:
-    """How models with this tool format and chat template write calls; None if no grammar is known."""
-    return next((syntax for syntax in CALL_SYNTAXES.get(form, ()) if syntax.template in template), None)
-
-
 def arguments_schema(tool: Tool) -> dict[str, Any]:
     """The schema that a tool's arguments are held to: always an object."""
-    schema = {"type": "object", **parameters_of(tool)}
+    given = parameters_of(tool)
+    schema = {"type": "object", **given, **(resolved(given, given) if "$ref" in given else {})}
+    schema.pop("$ref", None)
     if not {keyword for keyword, value in schema.items() if value or keyword not in _LISTS} - _SAYS_NOTHING:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if tool.syntax is None or tool.syntax.kind != "regex":
@@ -180,62 +36,138 @@ def arguments_schema(tool: Tool) -> dict[str, Any]:
     return {**schema, "properties": {FREEFORM_ARGUMENT: text}, "additionalProperties": False}
 
 
-def raw_input_name(tool: Tool) -> str:
+def input_name(tool: Tool) -> str:
     """What the grammar of a freeform tool's input is called among the others."""
     return f"input_of_{hashlib.sha256(tool.name.encode()).hexdigest()[:16]}"
 
 
-def call_rules(
-    tools: Sequence[Tool], syntax: CallSyntax, *, literal: Callable[[str], str], is_parallel: bool
-) -> list[str]:
-    """Lark rules; `calls` is one call or several, `lazy_calls` any text in which calls have their form.
+def input_around(tool: Tool, syntax: CallSyntax) -> tuple[str, str] | None:
+    """What stands around a freeform tool's input that is written as it is; None if it is part of JSON."""
+    if tool.syntax is None:
+        return None
+    if syntax.raw is not None:
+        return _named(syntax.raw, tool)
+    named = syntax.arguments
+    if named is not None and named.text is not None:
+        before = named.before.replace("{key}", FREEFORM_ARGUMENT).replace("{is_text}", "true") + named.text[0]
+        head, end = syntax.head + before + named.frame, named.frame + named.text[1] + named.behind + syntax.end
+        return _named((head, end), tool)
+    return None if tool.syntax.kind == "regex" else _named(ELEMENT, tool)
 
-    They refer to `raw_input_name` of every tool that has a `raw_input`.
+
+def is_element(tool: Tool, syntax: CallSyntax) -> bool:
+    """Whether a freeform tool is called by an element, since the model's own syntax has no place for its grammar."""
+    return syntax.raw is None and input_around(tool, syntax) == _named(ELEMENT, tool)
+
+
+class CallRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Writes calls of some tools as rules of a Lark grammar.
+
+    They refer to `input_name` of every tool that has something `input_around` it.
     """
 
-    def fixed(text: str) -> str:
-        return literal(text) if text else ""
+    tools: Sequence[Tool]
+    syntax: CallSyntax
+    fixed: Literal
+    is_parallel: bool
+    """Whether there may be several calls."""
 
-    each = [rule for i, tool in enumerate(tools) for rule in _call(f"call{i}", tool, syntax, fixed)]
-    if syntax.parameter is not None:
-        each.append(free_value(fixed(syntax.parameter[1])))
-    either = " | ".join(f"call{i}" for i in range(len(tools)))
-    more = f" ({fixed(syntax.between)} call)*" if is_parallel and syntax.between is not None else ""
-    mark = fixed(syntax.mark)
-    inside = f"inside: {fixed(syntax.opening)} call{more} {fixed(syntax.closing)}"
-    rules = [f"calls: {mark} inside", inside, f"call: {either}", *each]
-    if mark.startswith("<["):
-        rules.append(f"lazy_calls: (TEXT {mark} inside)* TEXT")
-    elif mark:
-        rules += [f"head[lazy]: TEXT {mark}", "lazy_calls: (head inside)* TEXT"]
-    return rules
+    def write(self) -> list[str]:
+        """`calls` is one call or several, `lazy_calls` any text in which calls have their form.
 
+        Raises:
+            InvalidRequest: a strict schema cannot be enforced in this syntax; `param` names it.
+        """
+        syntax, native = self.syntax, self._native()
+        rules = [rule for i in range(len(self.tools)) for rule in self._call(i)]
+        if syntax.arguments is not None:
+            rules += free_text(syntax.arguments, self.fixed)
+        if native:
+            rules += [f"call: {' | '.join(f'call{i}' for i in native)}", f"more: {self._more()}"]
+            rules.append(f"native: {self.fixed(syntax.opening)} call more")
+        either = [*(["native"] if native else []), *(f"call{i}" for i in range(len(self.tools)) if i not in native)]
+        before = f"({self.fixed(syntax.before)})?" if syntax.before else ""
+        several = "+" if self._may_repeat and either != ["native"] else ""
+        rules += [f"calls: section{several}", f"section: {before} {self.fixed(syntax.mark)} inside"]
+        return [*rules, f"inside: {' | '.join(either)}", *(self._behind_mark() if syntax.mark else self._triggered())]
 
-def tool_grammar(start: str, rules: Sequence[str]) -> str:
-    """One Lark grammar of a start rule, which may bring the rule of free text along, and of others."""
-    text = [] if "TEXT:" in start else [f"TEXT: {ANY_TEXT}"]
-    return "\n".join([start, *rules, *text])
+    @property
+    def _may_repeat(self) -> bool:
+        return self.is_parallel and self.syntax.between is not None
 
+    def _native(self) -> list[int]:
+        """The tools that are called in the model's own syntax."""
+        return [i for i, tool in enumerate(self.tools) if not is_element(tool, self.syntax)]
 
-def raw_input(tool: Tool, syntax: CallSyntax) -> OutputShape | None:
-    """What a tool's input must look like where it is written as it is, in a grammar of its own; else None."""
-    return tool.syntax if syntax.raw is not None else None
-
-
-def _call(rule: str, tool: Tool, syntax: CallSyntax, fixed: Callable[[str], str]) -> list[str]:
-    """The rule of calls of one tool, and those that it needs."""
-    if syntax.raw is not None and raw_input(tool, syntax) is not None:
-        before, behind = syntax.raw
-        return [f"{rule}: {fixed(before.replace('{name}', tool.name))} @{raw_input_name(tool)} {fixed(behind)}"]
-    head = f" {_INDEX} ".join(fixed(part.replace("{name}", tool.name)) for part in syntax.head.split("{index}"))
-    schema = arguments_schema(tool)
-    more: list[str] = []
-    if syntax.parameter is not None:
-        param = f"tools.{tool.name}.parameters"
-        arguments, more = element_rules(
-            schema, syntax.parameter, prefix=rule, fixed=fixed, param=param, is_strict=tool.is_strict
+    def _more(self) -> str:
+        """Behind the first call."""
+        between = self.fixed(self.syntax.between or "")
+        return (
+            f"({between} call)* {self.fixed(self.syntax.closing)}"
+            if self._may_repeat
+            else self.fixed(self.syntax.closing)
         )
-    else:
-        whole = schema_entry(schema, is_strict=tool.is_strict, param="parameters")["json_schema"]
-        arguments = f"%json {json.dumps(whole)}"
-    return [f"{rule}: {head} {arguments} {fixed(syntax.end)}", *more]
+
+    def _call(self, i: int) -> list[str]:
+        """The rule of calls of one tool, and those that it needs."""
+        tool, syntax = self.tools[i], self.syntax
+        if (around := input_around(tool, syntax)) is not None:
+            behind = f"@{input_name(tool)} {self.fixed(around[1])}"
+            return [f"call{i}: {self.fixed(around[0])} rest{i}", f"rest{i}: {behind}"]
+        heads = " | ".join(self._head(head, tool) for head in (syntax.head, syntax.other_head) if head)
+        arguments, rules = self._arguments(i)
+        return [f"call{i}: ({heads}) rest{i}", f"rest{i}: {arguments} {self.fixed(syntax.end)}", *rules]
+
+    def _head(self, head: str, tool: Tool) -> str:
+        return f" {_INDEX} ".join(self.fixed(part.replace("{name}", tool.name)) for part in head.split("{index}"))
+
+    def _arguments(self, i: int) -> tuple[str, list[str]]:
+        tool, schema = self.tools[i], arguments_schema(self.tools[i])
+        param = f"tools.{tool.name}.parameters"
+        if self.syntax.arguments is None:
+            whole = schema_entry(schema, is_strict=tool.is_strict, param=param)["json_schema"]
+            return f"%json {json.dumps(whole)}", []
+        rules = ArgumentRules(
+            schema=schema,
+            named=self.syntax.arguments,
+            rule=f"call{i}",
+            fixed=self.fixed,
+            param=param,
+            is_strict=tool.is_strict,
+        )
+        return rules.write()
+
+    def _behind_mark(self) -> list[str]:
+        """Text is free until the mark."""
+        syntax = self.syntax
+        inside = " | ".join(["inside", *map(self.fixed, syntax.no_calls)])
+        if not syntax.before:
+            return [*up_to("marked", self.fixed(syntax.mark)), f"lazy_calls: (marked ({inside}))* TEXT"]
+        marked = up_to("marked", self.fixed(syntax.mark))
+        framed = up_to("framed", self.fixed(syntax.before + syntax.mark))
+        return [*marked, *framed, f"lazy_calls: ((marked | framed) ({inside}))* TEXT"]
+
+    def _triggered(self) -> list[str]:
+        """Text is free until a call of a tool begins as calls of that tool do."""
+        rules, either, native = [], [], self._native()
+        for i, tool in enumerate(self.tools):
+            around = input_around(tool, self.syntax)
+            heads = [around[0]] if around else [self.syntax.head.replace("{name}", tool.name)]
+            if self.syntax.other_head and not around:
+                heads.append(self.syntax.other_head.replace("{name}", tool.name))
+            for j, head in enumerate(heads):
+                rules += self._trigger(f"trigger{i}_{j}", self.syntax.opening + head if i in native else head)
+                space = '" "?' if head.endswith(" ") else ""
+                either.append(f"trigger{i}_{j} {space} rest{i}" + (" more" if i in native else ""))
+        return [*rules, f"lazy_calls: ({' | '.join(either)})* TEXT"]
+
+    def _trigger(self, rule: str, text: str) -> list[str]:
+        """A text up to and with this one; where that has white space, any will do."""
+        if has_tokens(self.fixed(text)):
+            return up_to(rule, self.fixed(text.rstrip(" ")))
+        loose = r"[ \n]*".join(map(in_regex, text.rstrip(" ").split(" ")))
+        return [f"{rule}[lazy]: /{ANY}{loose}/"]
+
+
+def _named(around: tuple[str, str], tool: Tool) -> tuple[str, str]:
+    return around[0].replace("{name}", tool.name), around[1]

@@ -5,33 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import msgspec
 
-from vllm_mlx.chat.call_grammars import (
-    CallSyntax,
-    arguments_schema,
-    call_rules,
-    raw_input,
-    raw_input_name,
-    tool_grammar,
-)
+from vllm_mlx.chat.call_grammars import CallRules, arguments_schema, input_around, input_name
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.grammars import TokenGrammars
+from vllm_mlx.chat.lark import Literal as FixedText
+from vllm_mlx.chat.lark import literal_writer, up_to
 from vllm_mlx.chat.reasoning import ReasoningFormat
-from vllm_mlx.chat.shapes import ANY_TEXT, Entry, check_size, entry_of, quoted, refusal
+from vllm_mlx.chat.shapes import ANY_TEXT, Entry, check_size, entry_of, refusal
 from vllm_mlx.chat.tokenizer import Tokenizer
+from vllm_mlx.chat.verdicts import Verdicts
 from vllm_mlx.core.chat import Tool
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.grammar import GrammarError
 from vllm_mlx.core.shape import OutputShape
 
-MAX_REMEMBERED = 256
-"""Shapes whose verdict is kept."""
 _BREAK = r'("\n" | "\n\n")?'
 """What models write between reasoning and answer."""
 
@@ -53,10 +46,10 @@ class Constrainer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._literal = literal_writer(tokenizer)
+        self._fixed = literal_writer(tokenizer)
         self._grammars: TokenGrammars | None = None
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar-check")
-        self._known: OrderedDict[bytes, str | InvalidRequest] = OrderedDict()
+        self._known = Verdicts()
 
     async def grammar(
         self, shape: OutputShape, *, vocab_size: int, reasoning: ReasoningFormat | None = None, tail: str = ""
@@ -69,17 +62,17 @@ class Constrainer:
             InvalidRequest: the shape cannot be guaranteed; `param` names the field and, in a schema, the keyword.
         """
         check_size(shape)
-        form = _key(shape, reasoning, tail)
-        found = self._known.get(form)
-        if found is None:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._builder, self._make, shape, vocab_size, reasoning, tail)
-            self._known[form] = found
-            if len(self._known) > MAX_REMEMBERED:
-                self._known.popitem(last=False)
-        if isinstance(found, InvalidRequest):
-            raise InvalidRequest(found.message, param=found.param, code=found.code)
-        return found
+
+        def make() -> str:
+            entry = entry_of(shape, self._fixed)
+            # Alone first: what is wrong with the shape is told in its own lines.
+            self._check(shape, entry, vocab_size)
+            if reasoning is None:
+                return json.dumps({"grammars": [entry]})
+            start = after_reasoning("@shape", reasoning, tail=tail, fixed=self._fixed)
+            return self._built([{"lark_grammar": start}, _named(entry, "shape")], vocab_size, param=shape.param)
+
+        return await self._known_or(make, _shape_key(shape), _reasoning_key(reasoning, tail))
 
     async def with_calls(self, tools: Sequence[Tool], syntax: CallSyntax, plan: CallPlan, *, vocab_size: int) -> str:
         """The grammar of an answer that has calls of these tools, checked.
@@ -87,54 +80,80 @@ class Constrainer:
         Raises:
             InvalidRequest: a tool's schema cannot be enforced; `param` names it.
         """
-        inputs: list[Entry] = []
-        for tool in tools:
-            param = f"tools.{tool.name}.parameters"
-            alone = OutputShape("json_schema", arguments_schema(tool), param, tool.is_strict)
-            if (shape := raw_input(tool, syntax)) is not None:
-                alone = shape
-                inputs.append(_named(entry_of(alone, self._literal), raw_input_name(tool)))
-            await self.grammar(alone, vocab_size=vocab_size)
-        rules = call_rules(tools, syntax, literal=self._literal, is_parallel=plan.is_parallel)
-        expression = {"required": "calls", "lazy": "lazy_calls", "or_shape": "(calls | @shape)"}[plan.kind]
-        start = f"start: {expression}"
-        if plan.reasoning is not None:
-            start = after_reasoning(expression, plan.reasoning, tail=plan.tail, literal=self._literal)
-        entries: list[Entry] = [{"lark_grammar": tool_grammar(start, rules)}, *inputs]
-        if plan.shape is not None:
-            await self.grammar(plan.shape, vocab_size=vocab_size)
-            entries.append(_named(entry_of(plan.shape, self._literal), "shape"))
-        whole = json.dumps({"grammars": entries})
-        await self.check(whole, vocab_size=vocab_size, param="tools")
-        return whole
+        shapes = [_shape_of(tool, syntax) for tool in tools]
+        for shape in (*shapes, *([plan.shape] if plan.shape is not None else [])):
+            check_size(shape)
+
+        def make() -> str:
+            entries = self._entries(tools, syntax, plan)
+            try:
+                return self._built(entries, vocab_size, param="tools")
+            except InvalidRequest:
+                # Which of them it is: each alone.
+                for shape in (*shapes, *([plan.shape] if plan.shape is not None else [])):
+                    self._check(shape, entry_of(shape, self._fixed), vocab_size)
+                raise
+
+        where = (plan.kind, plan.is_parallel, _reasoning_key(plan.reasoning, plan.tail), _shape_key(plan.shape))
+        return await self._known_or(make, msgspec.json.encode(tools), syntax, *where)
 
     async def check(self, grammar: str, *, vocab_size: int, param: str = "grammar") -> None:
         """Raise InvalidRequest unless the grammar, in llguidance's own form, can be followed."""
+
+        def make() -> str:
+            try:
+                self._build(grammar, vocab_size)
+            except GrammarError as error:
+                raise InvalidRequest(f"{param} cannot be enforced: {error}", param=param) from error
+            return grammar
+
+        await asyncio.get_running_loop().run_in_executor(self._builder, make)
+
+    async def _known_or(self, make: Callable[[], str], *key: object) -> str:
+        """What `make` returned or refused for this key, or does now, on the thread."""
+
+        def judge() -> str | InvalidRequest:
+            try:
+                return make()
+            except InvalidRequest as error:
+                return error
+
+        digest = hashlib.sha256(repr(key).encode("utf-8", "surrogatepass")).digest()
+        found = self._known.get(digest)
+        if found is None:
+            found = await asyncio.get_running_loop().run_in_executor(self._builder, judge)
+            self._known.add(digest, found)
+        if isinstance(found, InvalidRequest):
+            raise InvalidRequest(found.message, param=found.param, code=found.code)
+        return found
+
+    def _entries(self, tools: Sequence[Tool], syntax: CallSyntax, plan: CallPlan) -> list[Entry]:
+        """The grammar of the answer, and those that it refers to."""
+        rules = CallRules(tools=tools, syntax=syntax, fixed=self._fixed, is_parallel=plan.is_parallel).write()
+        start = _start(plan, self._fixed, in_channel=syntax.is_message)
+        inputs = [
+            _named(entry_of(tool.syntax, self._fixed), input_name(tool))
+            for tool in tools
+            if tool.syntax is not None and input_around(tool, syntax) is not None
+        ]
+        shape = [] if plan.shape is None else [_named(entry_of(plan.shape, self._fixed), "shape")]
+        return [{"lark_grammar": "\n".join([start, *rules])}, *inputs, *shape]
+
+    def _built(self, entries: list[Entry], vocab_size: int, *, param: str) -> str:
+        """The whole grammar. Raises InvalidRequest if it cannot be followed."""
+        whole = json.dumps({"grammars": entries})
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._builder, self._build, grammar, vocab_size)
+            self._build(whole, vocab_size)
         except GrammarError as error:
             raise InvalidRequest(f"{param} cannot be enforced: {error}", param=param) from error
-
-    def _make(
-        self, shape: OutputShape, vocab_size: int, reasoning: ReasoningFormat | None, tail: str
-    ) -> str | InvalidRequest:
-        """The checked grammar, or why there is none."""
-        try:
-            entry = entry_of(shape, self._literal)
-            # Alone first: what is wrong with the shape is told in its own lines.
-            alone = json.dumps({"grammars": [entry]})
-            self._build(alone, vocab_size)
-            if reasoning is None:
-                return alone
-            start = after_reasoning("@shape", reasoning, tail=tail, literal=self._literal)
-            whole = json.dumps({"grammars": [{"lark_grammar": start}, _named(entry, "shape")]})
-            self._build(whole, vocab_size)
-        except InvalidRequest as error:
-            return error
-        except GrammarError as error:
-            return refusal(shape, str(error))
         return whole
+
+    def _check(self, shape: OutputShape, entry: Entry, vocab_size: int) -> None:
+        """Raise InvalidRequest, with the path of the keyword, if a shape cannot be guaranteed."""
+        try:
+            self._build(json.dumps({"grammars": [entry]}), vocab_size)
+        except GrammarError as error:
+            raise refusal(shape, str(error)) from error
 
     def _build(self, grammar: str, vocab_size: int) -> None:
         if self._grammars is None:
@@ -142,49 +161,53 @@ class Constrainer:
         self._grammars.matcher(grammar)
 
 
-def after_reasoning(rest: str, form: ReasoningFormat, *, tail: str, literal: Callable[[str], str]) -> str:
-    """A Lark grammar of `rest` (a Lark expression) behind whatever the model thinks first."""
+def _start(plan: CallPlan, fixed: FixedText, *, in_channel: bool) -> str:
+    """The rules of the whole answer, over those of calls."""
+    if in_channel and plan.reasoning is not None and plan.reasoning.has_channels:
+        answer = {"required": "", "lazy": "TEXT", "or_shape": "@shape"}[plan.kind]
+        return after_reasoning(answer, plan.reasoning, tail=plan.tail, fixed=fixed, calls="calls")
+    expression = {"required": "calls", "lazy": "lazy_calls", "or_shape": "(calls | @shape)"}[plan.kind]
+    if plan.reasoning is not None:
+        return after_reasoning(expression, plan.reasoning, tail=plan.tail, fixed=fixed)
+    return f"start: {expression}\nTEXT: {ANY_TEXT}"
+
+
+def after_reasoning(rest: str, form: ReasoningFormat, *, tail: str, fixed: FixedText, calls: str = "") -> str:
+    """Rules of `rest` (a Lark expression) behind whatever the model thinks first.
+
+    `calls`: what may stand there instead, in a channel of its own; with it, `rest` may be empty.
+    """
     lines = [f"TEXT: {ANY_TEXT}"]
     if form.has_channels:
-        head, end = literal("<|channel|>"), literal("<|end|><|start|>assistant")
-        lines.insert(0, f'start: thought* {head} "final" {literal("<|message|>")} {rest}')
-        lines.append(f"thought: {head} /(analysis|commentary)[^<]{{0,64}}/ {literal('<|message|>')} TEXT {end}")
-        return "\n".join(lines)
+        head, end = fixed("<|channel|>"), fixed("<|end|><|start|>assistant")
+        answer = f'{head} "final" {fixed("<|message|>")} {rest}' if rest else ""
+        lines.insert(0, f"start: thought* ({' | '.join(filter(None, (answer, calls)))})")
+        lines.append(f"thought: {head} /(analysis|commentary) ?/ {fixed('<|message|>')} said")
+        return "\n".join([*lines, *up_to("said", end)])
     if not form.opens or not form.closes:
-        return "\n".join([f"start: {rest}"])
-    closes = {mark: literal(mark) for mark in form.closes}
-    ends = [f"TEXT {mark}" for mark in closes.values() if mark.startswith("<[")]
-    if texts := [mark for mark, written in closes.items() if not written.startswith("<[")]:
-        either = "|".join(re.escape(mark).replace("/", r"\/").replace("\n", r"\n") for mark in texts)
-        lines.append(rf"until_mark[lazy]: /(.|\n)*({either})/")
-        ends.append("until_mark")
+        return "\n".join([f"start: {rest}", *lines])
+    ends = {f"until_mark{i}": fixed(mark) for i, mark in enumerate(form.closes)}
+    lines += [rule for name, end in ends.items() for rule in up_to(name, end)]
     lines.append(f"thought: ({' | '.join(ends)}) {_BREAK}")
-    if form.leaves_open(tail):
-        lines.insert(0, f"start: thought {rest}")
-    else:
-        opens = " | ".join(literal(mark) for mark in form.opens)
-        lines.insert(0, f"start: (({opens}) thought)? {rest}")
-    return "\n".join(lines)
+    opens = " | ".join(map(fixed, form.opens))
+    before = "thought" if form.leaves_open(tail) else f"(({opens}) thought)?"
+    return "\n".join([f"start: {before} {rest}", *lines])
 
 
-def literal_writer(tokenizer: Tokenizer) -> Callable[[str], str]:
-    """Writes a fixed text as a Lark expression; special tokens in it, which no text can spell, are named by number."""
-    pieces = {tokenizer.token_text(token): token for token in tokenizer.special_ids}
-    marks = sorted(filter(None, pieces), key=len, reverse=True)
-    cut = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
-
-    def literal(text: str) -> str:
-        parts = cut.split(text) if cut is not None else [text]
-        return " ".join(f"<[{pieces[part]}]>" if part in pieces else quoted(part) for part in parts if part)
-
-    return literal
+def _shape_of(tool: Tool, syntax: CallSyntax) -> OutputShape:
+    """What of a tool's calls the client has said."""
+    if tool.syntax is not None and input_around(tool, syntax) is not None:
+        return tool.syntax
+    return OutputShape("json_schema", arguments_schema(tool), f"tools.{tool.name}.parameters", tool.is_strict)
 
 
 def _named(entry: Entry, name: str) -> Entry:
     return {"name": name, **entry}
 
 
-def _key(shape: OutputShape, reasoning: ReasoningFormat | None, tail: str) -> bytes:
-    is_open = reasoning is not None and reasoning.leaves_open(tail)
-    told = repr((shape.kind, shape.value, shape.is_strict, shape.param, reasoning and reasoning.name, is_open))
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()
+def _shape_key(shape: OutputShape | None) -> object:
+    return shape and (shape.kind, shape.value, shape.is_strict, shape.param)
+
+
+def _reasoning_key(reasoning: ReasoningFormat | None, tail: str) -> object:
+    return reasoning and (reasoning.name, reasoning.leaves_open(tail))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_mlx.chat.call_grammars import CallSyntax, call_syntax
 from vllm_mlx.chat.constrain import CallPlan, Constrainer
 from vllm_mlx.chat.encode import shown_tools
 from vllm_mlx.chat.output_formats import OutputFormats
@@ -31,11 +30,15 @@ class Enforcer:
         tools = shown_tools(request)
         if request.tool_choice.mode == "required" and not tools:
             raise InvalidRequest("tool_choice cannot force a call: there are no tools.", param="tool_choice")
+        form = self._formats.tools
         if tools and (plan := self._plan(request, tools, tail)) is not None:
-            syntax = self._syntax(plan, request)
-            if syntax is not None:
+            if form is not None:
+                syntax = form.syntax(self._formats.template)
                 grammar = await self._constrainer.with_calls(tools, syntax, plan, vocab_size=vocab_size)
                 return self._with(request.sampling, grammar)
+            if plan.kind == "required":
+                why = "no calls are read here (--tool-call-parser none)"
+                raise InvalidRequest(f"tool_choice cannot force a call: {why}.", param="tool_choice")
         if request.output is None:
             return await self._own(request.sampling, vocab_size=vocab_size)
         grammar = await self._constrainer.grammar(
@@ -54,22 +57,6 @@ class Enforcer:
             return CallPlan("or_shape", is_parallel, reasoning, tail, request.output)
         is_certain = any(tool.is_strict or tool.syntax is not None for tool in tools)
         return CallPlan("lazy", is_parallel, reasoning, tail) if is_certain else None
-
-    def _syntax(self, plan: CallPlan, request: ChatRequest) -> CallSyntax | None:
-        """How the model's calls are written; None if that is not known and calls need not be certain."""
-        form = self._formats.tools
-        syntax = call_syntax(form.name, self._formats.template) if form is not None else None
-        if plan.kind == "lazy":
-            return syntax if syntax is not None and syntax.mark else None
-        if syntax is not None:
-            return syntax
-        if plan.kind == "or_shape" and form is None:
-            return None  # no calls are read: the shape alone holds
-        param = "tool_choice" if plan.shape is None else plan.shape.param
-        why = "no calls are read here (--tool-call-parser none)"
-        if form is not None:
-            why = f"there is no grammar for calls of the format '{form.name}'"
-        raise InvalidRequest(f"{param} cannot be guaranteed together with tools: {why}.", param=param)
 
     async def completion(self, request: CompletionRequest, *, vocab_size: int) -> SamplingParams:
         """The same for raw text, whose shape holds from the first token on."""

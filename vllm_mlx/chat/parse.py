@@ -196,7 +196,7 @@ class OutputParser:
 
     def _payload(self, mark: str) -> Parsing[None]:
         if self._reasoning.has_channels and mark in (*OPENERS, RECIPIENT_FIRST):
-            return read_message(self._reader, mark, has_tools=self._tools is not None)
+            return read_message(self._reader, mark, tools=self._tools)
         if self._format is None or self._tools is None:
             raise NotACall("no tools")
         return self._format.parse(self._reader, mark, self._tools)
@@ -236,6 +236,8 @@ class OutputParser:
                 call_id = action.id or self._call_id()
                 self._events.append(ToolCallDelta(self._choice, self._num_calls, call_id, action.name))
                 self._num_calls += 1
+            case Arguments(text=""):
+                pass
             case Arguments():
                 self._events.append(ToolCallDelta(self._choice, self._num_calls - 1, arguments=action.text))
             case Thought():

@@ -15,6 +15,7 @@ from vllm_mlx.chat.constrain import Constrainer
 from vllm_mlx.chat.encode import Encoded, PromptEncoder, shown_tools
 from vllm_mlx.chat.enforce import Enforcer
 from vllm_mlx.chat.explain import Explainer, Explanation
+from vllm_mlx.chat.formats import with_elements
 from vllm_mlx.chat.limits import bad_word_ids, check_sampling, check_token_ids, choice_seeds, max_output_tokens
 from vllm_mlx.chat.output_formats import OutputFormats, output_formats
 from vllm_mlx.chat.parse import OutputParser
@@ -298,10 +299,11 @@ class ChatService:
         formats = self.formats
         if formats.reasoning is None and (formats.tools is None or not tools):
             return None
+        plain = frozenset(tool.name for tool in tools if tool.syntax is not None)
         parser = OutputParser(
             choice=choice,
-            tools=ToolSet({tool.name: parameters_of(tool) for tool in tools}) if tools else None,
-            tool_format=formats.tools,
+            tools=ToolSet({tool.name: parameters_of(tool) for tool in tools}, plain) if tools else None,
+            tool_format=with_elements(formats.tools) if formats.tools and plain else formats.tools,
             reasoning=formats.reasoning,
             prompt_tail=one.tail,
             salt=request.request_id,

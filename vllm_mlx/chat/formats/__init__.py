@@ -9,8 +9,10 @@ from functools import cache
 
 import msgspec
 
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.payloads.actions import Parsing
 from vllm_mlx.chat.payloads.reader import Reader
+from vllm_mlx.chat.payloads.tagged import FUNCTION, read_tagged
 from vllm_mlx.chat.payloads.tools import ToolSet
 
 Parse = Callable[[Reader, str, ToolSet], Parsing[None]]
@@ -25,6 +27,8 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     openers: tuple[str, ...]
     """What a call may begin with. Where they turn out not to begin one, they are text."""
     parse: Parse
+    calls: tuple[CallSyntax, ...]
+    """How its calls are written where they are guaranteed; of several, the first whose template it is."""
     dropped: tuple[str, ...] = ()
     """Marks around the answer that are not part of it."""
     is_marked: bool = True
@@ -35,6 +39,22 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     """Values of `model_type` that write so whatever the template says."""
     has_short_ids: bool = False
     """Whether ids of calls must be nine letters or digits."""
+
+    def syntax(self, template: str) -> CallSyntax:
+        """How models with this chat template write calls."""
+        return next((syntax for syntax in self.calls if syntax.template in template), self.calls[-1])
+
+
+def with_elements(form: ToolFormat) -> ToolFormat:
+    """The format whose freeform tools may also be called by an element; see `call_syntax.ELEMENT`."""
+
+    def parse(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
+        if opener == FUNCTION or (yield from reader.accept(FUNCTION)):
+            yield from read_tagged(reader, FUNCTION, tools)
+        else:
+            yield from form.parse(reader, opener, tools)
+
+    return msgspec.structs.replace(form, openers=(*form.openers, FUNCTION), parse=parse)
 
 
 @cache

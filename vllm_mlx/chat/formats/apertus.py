@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import CallOpen, Parsing
 from vllm_mlx.chat.payloads.json_text import read_json_string
@@ -35,6 +36,15 @@ def parse(reader: Reader, _opener: str, _tools: ToolSet) -> Parsing[None]:
     yield from reader.accept(_END)
 
 
+_SYNTAX = CallSyntax(mark=_OPENER, opening="[", head='{"{name}": ', between=", ", closing=f"]{_END}")
+
 FORMATS = (
-    ToolFormat(name="apertus", openers=(_OPENER,), parse=parse, signatures=(_OPENER,), model_types=("apertus",)),
+    ToolFormat(
+        name="apertus",
+        openers=(_OPENER,),
+        parse=parse,
+        calls=(_SYNTAX,),
+        signatures=(_OPENER,),
+        model_types=("apertus",),
+    ),
 )

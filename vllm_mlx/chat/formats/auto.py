@@ -40,6 +40,7 @@ FORMATS = (
         aliases=("generic",),
         openers=(*dict.fromkeys(opener for form in _ALL for opener in form.openers), _BRACKET),
         parse=parse,
+        calls=hermes.FORMATS[0].calls,
         dropped=tuple(dict.fromkeys(mark for form in _ALL for mark in form.dropped)),
         is_marked=False,
     ),

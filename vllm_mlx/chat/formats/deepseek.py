@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import CallOpen, NotACall, Parsing
 from vllm_mlx.chat.payloads.objects import stream_arguments
@@ -58,12 +61,25 @@ def _name(reader: Reader) -> Parsing[str]:
     return name.strip()
 
 
+_V31 = CallSyntax(
+    mark=_CALLS,
+    opening=_CALL,
+    head=f"{{name}}{_SEPARATOR}",
+    end=_CALL_END,
+    between=_CALL,
+    closing=_CALLS_END,
+)
+_V3 = msgspec.structs.replace(
+    _V31, head=f"function{_SEPARATOR}{{name}}\n```json\n", end=f"\n```{_CALL_END}", template="```json"
+)
+
 FORMATS = (
     ToolFormat(
         name="deepseek",
         aliases=("deepseek_v3", "deepseek_r1", "deepseek_v31", "deepseek_v3.1", "deepseek31"),
         openers=(_CALLS, _CALL),
         parse=parse,
+        calls=(_V3, _V31),
         dropped=("<｜end▁of▁sentence｜>",),
         signatures=("<｜tool▁call▁begin｜>",),
         model_types=("deepseek_v3",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_mlx.chat.call_syntax import CallSyntax, NamedArguments
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import Parsing
 from vllm_mlx.chat.payloads.bare_words import BareWords, read_bare_calls
@@ -28,11 +29,23 @@ def parse_function_gemma(reader: Reader, _opener: str, _tools: ToolSet) -> Parsi
     yield from read_bare_calls(reader, _FUNCTION_GEMMA)
 
 
+def _syntax(opener: str, marks: BareWords) -> CallSyntax:
+    return CallSyntax(
+        mark=opener,
+        head="call:{name}{",
+        arguments=NamedArguments(before="{key}:", separator=",", text=(marks.quote, marks.quote)),
+        end="}",
+        between=f"{marks.end}{opener}",
+        closing=marks.end,
+    )
+
+
 FORMATS = (
     ToolFormat(
         name="gemma4",
         openers=("<|tool_call>", _CODE),
         parse=parse_gemma4,
+        calls=(_syntax("<|tool_call>", _GEMMA4),),
         signatures=("<|tool_call>",),
         model_types=("gemma4", "gemma4_text"),
     ),
@@ -41,6 +54,7 @@ FORMATS = (
         aliases=("function_gemma",),
         openers=("<start_function_call>",),
         parse=parse_function_gemma,
+        calls=(_syntax("<start_function_call>", _FUNCTION_GEMMA),),
         signatures=("<start_function_call>",),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_mlx.chat.call_syntax import ELEMENT, CallSyntax, NamedArguments
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import Parsing
 from vllm_mlx.chat.payloads.elements import Pairs
@@ -11,6 +12,7 @@ from vllm_mlx.chat.payloads.tagged import (
     BRACKET_END,
     FUNCTION,
     TAGGED,
+    TAGGED_END,
     TYPED_BY_SCHEMA,
     read_bracket,
     read_tagged,
@@ -36,6 +38,31 @@ def parse_glm(reader: Reader, opener: str, tools: ToolSet) -> Parsing[None]:
     yield from read_tagged(reader, opener, tools, pairs=Pairs())
 
 
+_JSON = CallSyntax(
+    mark=TAGGED,
+    opening="\n",
+    between=f"\n{TAGGED_END}\n{TAGGED}\n",
+    closing=f"\n{TAGGED_END}",
+    raw=ELEMENT,
+)
+_ELEMENTS = CallSyntax(
+    mark=TAGGED,
+    opening="\n",
+    head="<function={name}>\n",
+    arguments=NamedArguments(before="<parameter={key}>\n", behind="\n</parameter>\n"),
+    end="</function>",
+    between=_JSON.between,
+    closing=_JSON.closing,
+)
+_GLM = CallSyntax(
+    mark=TAGGED,
+    head="{name}\n",
+    arguments=NamedArguments(before="<arg_key>{key}</arg_key>\n<arg_value>", behind="</arg_value>\n", frame="\n"),
+    end="",
+    between=f"{TAGGED_END}\n{TAGGED}",
+    closing=TAGGED_END,
+)
+
 FORMATS = (
     ToolFormat(
         name="hermes",
@@ -45,6 +72,7 @@ FORMATS = (
         ),
         openers=(TAGGED, FUNCTION, BRACKET),
         parse=parse,
+        calls=(_JSON,),
         signatures=("<tool_call>",),
         model_types=("qwen2", "qwen3", "qwen3_moe", "smollm3", "ernie4_5", "ernie4_5_moe"),
     ),
@@ -53,6 +81,7 @@ FORMATS = (
         aliases=("qwen3_coder", "qwenxml", "qwen3.5", "qwen3.6", "qwen3_next"),
         openers=(TAGGED, FUNCTION),
         parse=parse_qwen3_xml,
+        calls=(_ELEMENTS,),
         signatures=("<tool_call>", "<function="),
     ),
     ToolFormat(
@@ -60,6 +89,7 @@ FORMATS = (
         aliases=("glm4", "glm45", "glm5", "ling3"),
         openers=(TAGGED,),
         parse=parse_glm,
+        calls=(_GLM,),
         dropped=("<|begin_of_box|>", "<|end_of_box|>"),
         signatures=("<tool_call>", "<arg_key>"),
     ),

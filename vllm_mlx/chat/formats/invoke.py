@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from vllm_mlx.chat.call_syntax import CallSyntax, NamedArguments
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.invokes import Invokes, invokes_parser
 
@@ -24,12 +27,39 @@ _STEP = Invokes(
     guess=True,
 )
 
+_INVOKE = CallSyntax(
+    mark="<minimax:tool_call>",
+    head='\n<invoke name="{name}">\n',
+    arguments=NamedArguments(before='<parameter name="{key}">', behind="</parameter>\n", frame="\n"),
+    end="</invoke>",
+    between="",
+    closing="\n</minimax:tool_call>",
+)
+_SEED_SYNTAX = CallSyntax(
+    mark="<seed:tool_call>",
+    opening="\n",
+    head="<function={name}>\n",
+    arguments=NamedArguments(before="<parameter={key}>", behind="</parameter>\n", frame="\n"),
+    end="</function>",
+    between="\n</seed:tool_call>\n<seed:tool_call>\n",
+    closing="\n</seed:tool_call>",
+)
+_STEP_SYNTAX = CallSyntax(
+    mark="<｜tool_calls_begin｜>",
+    head='\n<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="{name}">\n',
+    arguments=NamedArguments(before='<steptml:parameter name="{key}">', behind="</steptml:parameter>\n", frame="\n"),
+    end="</steptml:invoke><｜tool_call_end｜>",
+    between="",
+    closing="\n<｜tool_calls_end｜>",
+)
+
 FORMATS = (
     ToolFormat(
         name="minimax",
         aliases=("minimax_m2", "minimaxm2", "minimax_m3"),
         openers=(*_MINIMAX.wrappers, "<invoke name="),
         parse=invokes_parser(_MINIMAX),
+        calls=(_INVOKE,),
         dropped=("[e~[",),
         signatures=("minimax:tool_call",),
         model_types=("minimax", "minimax_m2"),
@@ -38,6 +68,7 @@ FORMATS = (
         name="dots",
         openers=_DOTS.wrappers,
         parse=invokes_parser(_DOTS),
+        calls=(msgspec.structs.replace(_INVOKE, mark=_DOTS.wrappers[0], closing=f"\n{_DOTS.wrapper_ends[0]}"),),
         signatures=_DOTS.wrappers,
         model_types=("dots1",),
     ),
@@ -45,8 +76,15 @@ FORMATS = (
         name="seed_oss",
         openers=_SEED.wrappers,
         parse=invokes_parser(_SEED),
+        calls=(_SEED_SYNTAX,),
         signatures=("<seed:tool_call>",),
         model_types=("seed_oss",),
     ),
-    ToolFormat(name="step3", openers=_STEP.wrappers, parse=invokes_parser(_STEP), signatures=("steptml:",)),
+    ToolFormat(
+        name="step3",
+        openers=_STEP.wrappers,
+        parse=invokes_parser(_STEP),
+        calls=(_STEP_SYNTAX,),
+        signatures=("steptml:",),
+    ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import CallOpen, Parsing
 from vllm_mlx.chat.payloads.objects import stream_arguments
@@ -44,12 +45,22 @@ def _call(reader: Reader) -> Parsing[None]:
     yield from reader.accept(_CALL_END)
 
 
+_SYNTAX = CallSyntax(
+    mark=_SECTIONS[0],
+    opening=_CALL,
+    head=f"functions.{{name}}:{{index}}{_ARGUMENTS}",
+    end=_CALL_END,
+    between=_CALL,
+    closing=_SECTION_ENDS[0],
+)
+
 FORMATS = (
     ToolFormat(
         name="kimi",
         aliases=("kimi_k2", "moonshot", "kimik2", "kimi_k3"),
         openers=(*_SECTIONS, _CALL),
         parse=parse,
+        calls=(_SYNTAX,),
         signatures=("<|tool_call_argument_begin|>",),
         model_types=("kimi_k2", "kimi_k25"),
     ),

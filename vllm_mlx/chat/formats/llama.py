@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import Parsing
 from vllm_mlx.chat.payloads.objects import ObjectRules, read_marked_objects
@@ -31,10 +32,11 @@ FORMATS = (
         aliases=("llama3", "llama4", "llama3_json", "llama4_json"),
         openers=(_TAG, "{", FUNCTION),
         parse=parse,
+        calls=(CallSyntax(head='{"name": "{name}", "parameters": '),),
         dropped=("<|eom_id|>", "<|eot_id|>"),
         is_marked=False,
         signatures=("<|python_tag|>",),
         model_types=("llama",),
     ),
-    ToolFormat(name="json", openers=("{", "["), parse=parse, is_marked=False),
+    ToolFormat(name="json", openers=("{", "["), parse=parse, calls=(CallSyntax(),), is_marked=False),
 )

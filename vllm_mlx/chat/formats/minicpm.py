@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_mlx.chat.call_syntax import CallSyntax, NamedArguments
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import Parsing
 from vllm_mlx.chat.payloads.elements import Elements, read_element
@@ -18,8 +19,21 @@ def parse(reader: Reader, _opener: str, tools: ToolSet) -> Parsing[None]:
     yield from read_element(reader, tools, _ELEMENTS)
 
 
+_SYNTAX = CallSyntax(
+    mark=_OPENER,
+    head='"{name}">',
+    arguments=NamedArguments(before='<param name="{key}">', behind="</param>", frame="\n"),
+    end="</function>",
+    between=f"\n{_OPENER}",
+)
+
 FORMATS = (
     ToolFormat(
-        name="minicpm5", openers=(_OPENER,), parse=parse, signatures=("<param name=",), model_types=("minicpm",)
+        name="minicpm5",
+        openers=(_OPENER,),
+        parse=parse,
+        calls=(_SYNTAX,),
+        signatures=("<param name=",),
+        model_types=("minicpm",),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import CallOpen, NotACall, Parsing
 from vllm_mlx.chat.payloads.objects import ObjectRules, read_marked_objects, stream_arguments
@@ -11,7 +12,7 @@ from vllm_mlx.chat.payloads.reader import Reader
 from vllm_mlx.chat.payloads.tools import ToolSet
 
 _OPENER = "[TOOL_CALLS]"
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 
 
 def parse(reader: Reader, _opener: str, tools: ToolSet) -> Parsing[None]:
@@ -40,6 +41,10 @@ FORMATS = (
         aliases=("devstral", "ministral", "magistral"),
         openers=(_OPENER,),
         parse=parse,
+        calls=(
+            CallSyntax(mark=_OPENER, head="{name}[ARGS]", end="", between=_OPENER, template="[ARGS]"),
+            CallSyntax(mark=_OPENER, opening="[", between=", ", closing="]"),
+        ),
         signatures=(_OPENER,),
         model_types=("mistral", "mixtral", "mistral3", "ministral3"),
         has_short_ids=True,

@@ -35,6 +35,9 @@ class Thought(msgspec.Struct, frozen=True):
     text: str
 
 
+SETTLED = Arguments("")
+"""What was read until now holds, whatever becomes of the rest."""
+
 Action = CallOpen | Arguments | Shown | Thought
 
 Parsing = Generator[Action | None, None, T]

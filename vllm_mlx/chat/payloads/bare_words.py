@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from vllm_mlx.chat.payloads.actions import Arguments, CallOpen, NotACall, Parsing
+from vllm_mlx.chat.payloads.json_text import read_json_string
 from vllm_mlx.chat.payloads.pythonic import read_python_call
 from vllm_mlx.chat.payloads.reader import Reader
 
@@ -52,7 +53,9 @@ def _value(reader: Reader, marks: BareWords, *, depth: int) -> Parsing[Any]:
     if depth > _MAX_DEPTH:
         raise NotACall("values that are nested too deeply")
     yield from reader.space()
-    opened = yield from reader.accept("{", "[", marks.quote, '"')
+    if (yield from reader.peek()) == '"':
+        return (yield from read_json_string(reader))
+    opened = yield from reader.accept("{", "[", marks.quote)
     if opened == "{":
         return (yield from _members(reader, marks, depth=depth))
     if opened == "[":
@@ -67,14 +70,24 @@ def _members(reader: Reader, marks: BareWords, *, depth: int) -> Parsing[dict[st
     members: dict[str, Any] = {}
     yield from reader.space()
     while not (yield from reader.accept("}")):
-        quote = yield from reader.accept(marks.quote, '"')
-        key, _ = yield from reader.until(quote or ":")
-        if quote:
-            yield from reader.space()
-            yield from reader.expect(":")
-        members[key.strip()] = yield from _value(reader, marks, depth=depth + 1)
+        key = yield from _key(reader, marks)
+        members[key] = yield from _value(reader, marks, depth=depth + 1)
         yield from _separator(reader, "}")
     return members
+
+
+def _key(reader: Reader, marks: BareWords) -> Parsing[str]:
+    """A name with the colon behind it."""
+    if (yield from reader.peek()) == '"':
+        key = yield from read_json_string(reader)
+    elif (yield from reader.accept(marks.quote)):
+        key, _ = yield from reader.until(marks.quote)
+    else:
+        key, _ = yield from reader.until(":")
+        return key.strip()
+    yield from reader.space()
+    yield from reader.expect(":")
+    return key
 
 
 def _items(reader: Reader, marks: BareWords, *, depth: int) -> Parsing[list[Any]]:

@@ -9,13 +9,15 @@ The recipient may stand before or after the channel.
 
 from __future__ import annotations
 
-import json
 import re
 
-from vllm_mlx.chat.payloads.actions import Arguments, CallOpen, NotACall, Parsing, Shown, Thought
+from vllm_mlx.chat.payloads.actions import CallOpen, NotACall, Parsing, Shown, Thought
 from vllm_mlx.chat.payloads.markers import Markers
 from vllm_mlx.chat.payloads.objects import stream_arguments
+from vllm_mlx.chat.payloads.plain import read_plain_call
 from vllm_mlx.chat.payloads.reader import Reader
+from vllm_mlx.chat.payloads.tools import ToolSet
+from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT
 
 OPENERS = ("<|channel|>", "<|start|>")
 ENDS = ("<|end|>", "<|return|>", "<|call|>")
@@ -31,8 +33,8 @@ _RECIPIENT = re.compile(r"to=([\w.:/-]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 
 
-def read_message(reader: Reader, opener: str, *, has_tools: bool) -> Parsing[None]:
-    """One message, from behind its first mark. Raises NotACall if it has no body."""
+def read_message(reader: Reader, opener: str, *, tools: ToolSet | None) -> Parsing[None]:
+    """One message, from behind its first mark; None: it calls no tool. Raises NotACall if it has no body."""
     header = opener
     if opener == RECIPIENT_FIRST:
         header += yield from reader.run(_NAME)
@@ -44,26 +46,23 @@ def read_message(reader: Reader, opener: str, *, has_tools: bool) -> Parsing[Non
         if end != _MESSAGE:
             raise NotACall("a message without a body")
     channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
-    if recipient and has_tools:
-        yield from _call(reader, recipient[1].removeprefix("functions."))
+    if recipient and tools is not None:
+        yield from _call(reader, recipient[1].removeprefix("functions."), tools)
     else:
         yield from _body(reader, is_thought=channel is not None and channel[1] == "analysis")
 
 
-def _call(reader: Reader, name: str) -> Parsing[None]:
-    yield from reader.space()
-    if (yield from reader.peek()) == "{" and name != _CODE_TOOL:
+def _call(reader: Reader, name: str, tools: ToolSet) -> Parsing[None]:
+    plain = "code" if name == _CODE_TOOL else FREEFORM_ARGUMENT if name in tools.plain else None
+    if plain is None:
+        yield from reader.space()
+        if (yield from reader.peek()) != "{":
+            raise NotACall("arguments that are no JSON")
         yield from stream_arguments(reader, CallOpen(name))
         yield from reader.space()
         yield from reader.accept(*ENDS)
-        return
-    if name != _CODE_TOOL:
-        raise NotACall("arguments that are no JSON")
-    code, end = yield from reader.until(*_BOUNDS)
-    if end in OPENERS:
-        reader.give_back(end)
-    yield CallOpen(name)
-    yield Arguments(json.dumps({"code": code}, ensure_ascii=False))
+    else:
+        yield from read_plain_call(reader, CallOpen(name), plain, ends=_BODY_ENDS, next_marks=OPENERS)
 
 
 def _body(reader: Reader, *, is_thought: bool) -> Parsing[None]:

@@ -13,7 +13,7 @@ from vllm_mlx.chat.payloads.objects import stream_arguments
 from vllm_mlx.chat.payloads.reader import Reader
 from vllm_mlx.chat.payloads.tools import ToolSet, allows_text, typed
 
-NAME = re.compile(r"[^\s<>{}\[\]()\"'=,;:|]+")
+NAME = re.compile(r"[^\s<>{}\[\]()\"'=,;|]+")
 _ATTRIBUTE = re.compile(r"""\s*([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 
 

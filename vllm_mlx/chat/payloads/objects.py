@@ -6,7 +6,7 @@ import json
 
 import msgspec
 
-from vllm_mlx.chat.payloads.actions import Arguments, CallOpen, NotACall, Parsing
+from vllm_mlx.chat.payloads.actions import SETTLED, Arguments, CallOpen, NotACall, Parsing
 from vllm_mlx.chat.payloads.json_text import JsonScanner, read_json, read_json_string
 from vllm_mlx.chat.payloads.reader import Reader
 from vllm_mlx.chat.payloads.tools import ToolSet
@@ -148,6 +148,7 @@ def read_marked_objects(
     yield from reader.space()
     yield from read_objects(reader, tools, rules)
     while True:
+        yield SETTLED
         yield from reader.space()
         if ends and (yield from reader.accept(*ends)):
             return

@@ -6,28 +6,47 @@ import ast
 import json
 import re
 import warnings
+from types import MappingProxyType
 from typing import Any
 
 from vllm_mlx.chat.payloads.actions import Arguments, CallOpen, NotACall, Parsing
 from vllm_mlx.chat.payloads.reader import Reader
 from vllm_mlx.chat.payloads.tools import ToolSet, plain
 
+_NAME = re.compile(r"[\w.:/-]+")
 _INSIDE = re.compile(r"[^\[\](){}\"'#]+")
 _IN_STRING = {'"': re.compile(r'[^"\\]+'), "'": re.compile(r"[^'\\]+")}
 _PAIRS = {"[": "]", "(": ")", "{": "}"}
 _LEADING_ZERO = re.compile(r"(?<=[=,(\[{: ])0+(?=[0-9])")
 _MAX_LENGTH = 1_000_000
+_JSON_WORDS = MappingProxyType({"true": True, "false": False, "null": None})
+_STRING = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
+_ODD_NAME = re.compile(rf"{_STRING}|(?P<name>[A-Za-z_][\w.]*[:/-][\w.:/-]*)(?=\()", re.DOTALL)
+"""A string, or a tool's name that is none of Python's."""
+_PLACEHOLDER = "odd_name_of_a_tool_"
 
 
 def read_call_list(reader: Reader, tools: ToolSet) -> Parsing[None]:
     """A list of calls of known tools, from behind its `[`. Raises NotACall."""
-    name = re.compile(r"[\w.-]+")
     yield from reader.space()
-    start = yield from reader.run(name)
+    start = yield from reader.run(_NAME)
     if not start or not tools.knows(start) or (yield from reader.peek()) != "(":
         raise NotACall("a list of something else")
     rest = yield from _balanced(reader, "]")
     yield from emit_calls(f"[{start}{rest}", tools)
+
+
+def read_calls_before(reader: Reader, tools: ToolSet, end: str) -> Parsing[None]:
+    """Calls up to and with a mark, which does not count inside strings. Raises NotACall."""
+    pieces = []
+    while True:
+        piece, found = yield from reader.until(end, *_IN_STRING)
+        pieces.append(piece)
+        if found == end:
+            break
+        pieces.append(found)
+        pieces.append((yield from _string(reader, found)))
+    yield from emit_calls("".join(pieces), tools)
 
 
 def read_python_call(reader: Reader, name: str) -> Parsing[None]:
@@ -50,12 +69,22 @@ def emit_calls(text: str, tools: ToolSet) -> Parsing[None]:
 def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
     """(name, arguments) of each call. Raises NotACall."""
     nodes: list[ast.expr] = []
-    for statement in _parsed(text).body:
+    odd_names: list[str] = []
+
+    def replaced(found: re.Match[str]) -> str:
+        if found["name"] is None:
+            return found[0]
+        odd_names.append(found["name"])
+        return f"{_PLACEHOLDER}{len(odd_names) - 1}"
+
+    for statement in _parsed(_ODD_NAME.sub(replaced, text)).body:
         if not isinstance(statement, ast.Expr):
             raise NotACall("Python that is no call")
         value = statement.value
         nodes += value.elts if isinstance(value, ast.List | ast.Tuple) else [value]
-    return [_call(node) for node in nodes]
+    calls = [_call(node) for node in nodes]
+    names = {f"{_PLACEHOLDER}{i}": name for i, name in enumerate(odd_names)}
+    return [(names.get(name, name), arguments) for name, arguments in calls]
 
 
 def _parsed(text: str) -> ast.Module:
@@ -74,9 +103,18 @@ def _parsed(text: str) -> ast.Module:
 
 def _escaped_breaks(text: str) -> str:
     """Line breaks inside strings as escapes; models write them raw."""
-    return re.sub(
-        r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", lambda found: found[0].replace("\n", "\\n"), text, flags=re.DOTALL
-    )
+    return re.sub(_STRING, lambda found: found[0].replace("\n", "\\n"), text, flags=re.DOTALL)
+
+
+class _JsonWords(ast.NodeTransformer):
+    """`true`, `false` and `null` as Python has them."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_JSON_WORDS[node.id]) if node.id in _JSON_WORDS else node
+
+
+def _literal(node: ast.expr) -> Any:
+    return plain(ast.literal_eval(_JsonWords().visit(node)))
 
 
 def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
@@ -86,9 +124,9 @@ def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
         raise NotACall("arguments without names")
     try:
         if node.args:
-            arguments = plain(ast.literal_eval(node.args[0]))
+            arguments = _literal(node.args[0])
         else:
-            arguments = {str(keyword.arg): plain(ast.literal_eval(keyword.value)) for keyword in node.keywords}
+            arguments = {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise NotACall("arguments that are no literals") from error
     if not isinstance(arguments, dict):

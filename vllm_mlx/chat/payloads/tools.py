@@ -19,6 +19,8 @@ class ToolSet(msgspec.Struct, frozen=True):
     """Tools by name, with the JSON schema of their arguments. An empty set knows no tool and believes every name."""
 
     schemas: Mapping[str, Mapping[str, Any]] = {}
+    plain: frozenset[str] = frozenset()
+    """Those that take one text, written as it is where the format has a place for that."""
 
     def knows(self, name: str) -> bool:
         """Whether a call of that name may be meant."""
