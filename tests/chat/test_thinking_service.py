@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vllm_mlx.chat.collect import Collected, collect
+from vllm_mlx.chat.grammars import TokenGrammars
 from vllm_mlx.chat.reasoning import reasoning_format
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.chat.thinking import CLOSING_SENTENCE, closing_text
@@ -17,6 +18,7 @@ from vllm_mlx.core.chat import ChatRequest, Message
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import FinishReason
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.shape import OutputShape
 from vllm_mlx.engine.thread import ThreadEngine
 from vllm_mlx.testing.fake import fake_factory
 
@@ -60,18 +62,30 @@ Ask = Callable[..., Any]
 async def ask(byte_level: Tokenizer) -> AsyncIterator[Ask]:
     async with AsyncExitStack() as stack:
 
+        def grammars(vocab_size: int) -> TokenGrammars:
+            return TokenGrammars(byte_level, vocab_size=vocab_size)
+
         async def answer(
-            *, in_circles: bool = False, budget: int | None = None, settings: Any = None, **sampling: Any
+            *,
+            in_circles: bool = False,
+            budget: int | None = None,
+            settings: Any = None,
+            output: OutputShape | None = None,
+            **sampling: Any,
         ) -> Collected:
             script = Ponderer(byte_level, in_circles=in_circles)
             factory = fake_factory(script=script, vocab_size=byte_level.vocab_size, max_model_len=4096)
             config = Config(reasoning_parser="qwen3", **(settings or {}))
-            engine = ThreadEngine(factory, config)
+            engine = ThreadEngine(factory, config, grammars=grammars)
             service = ChatService(engine, byte_level, config=config)
             await engine.start()
             stack.push_async_callback(engine.stop)
             request = ChatRequest(
-                "r", (Message("user", "Hi"),), SamplingParams(seed=1, **sampling), thinking_budget=budget
+                "r",
+                (Message("user", "Hi"),),
+                SamplingParams(seed=1, **sampling),
+                thinking_budget=budget,
+                output=output,
             )
             async with await service.chat(request) as events:
                 return await collect(events)
@@ -117,3 +131,19 @@ async def test_every_choice_has_a_budget_of_its_own(ask: Ask) -> None:
     collected = await ask(budget=25, n=3, max_tokens=500)
     assert [choice.text.strip() for choice in collected.choices] == ["Paris"] * 3
     assert collected.usage.cached_tokens <= collected.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(("budget", "in_circles"), [(40, False), (40, True), (None, True)])
+async def test_shape_of_the_answer_holds_behind_reasoning_that_was_closed(
+    ask: Ask, budget: int | None, in_circles: bool
+) -> None:
+    shape = OutputShape("choice", ("yes", "no"), "guided_choice")
+    [choice] = (await ask(budget=budget, in_circles=in_circles, max_tokens=1500, output=shape)).choices
+    assert choice.reasoning.rstrip().endswith(CLOSING_SENTENCE.strip())
+    assert (choice.text, choice.reason) in {("yes", FinishReason.STOP), ("no", FinishReason.STOP)}
+
+
+async def test_shape_holds_where_a_budget_of_nothing_closes_reasoning_at_once(ask: Ask) -> None:
+    shape = OutputShape("choice", ("yes", "no"), "guided_choice")
+    [choice] = (await ask(budget=0, max_tokens=300, output=shape)).choices
+    assert choice.text in ("yes", "no")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_mlx.cli.compose import grammars_of
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ModelError
 from vllm_mlx.core.step import ProgressCallback, Step
@@ -56,6 +57,8 @@ class FaultyFactory:
     """The model cannot be loaded, for this reason."""
     hangs: bool = False
     """Loading never ends."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer that grammars are applied to; without one there are none."""
 
     def __call__(self, progress: ProgressCallback) -> FaultyRunner:
         progress("loading", 0.5)
@@ -70,4 +73,6 @@ class FaultyFactory:
 
 if __name__ == "__main__":
     factory = FaultyFactory(**json.loads(os.environ["FAKE_ENGINE"]))
-    sys.exit(run_child(sys.argv[1], factory=factory, config=Config(**factory.config)))
+    config = Config(**factory.config)
+    grammars = grammars_of(Path(factory.tokenizer), config) if factory.tokenizer else None
+    sys.exit(run_child(sys.argv[1], factory=factory, config=config, grammars=grammars))

@@ -37,6 +37,8 @@ class Reading(msgspec.Struct, frozen=True):
     formats: OutputFormats
     max_calls: int | None = None
     """The choice ends before it has more tool calls than these."""
+    is_shaped: bool = False
+    """Whether the answer has a shape: the lines between reasoning and answer are not part of it."""
     limit: ThinkingLimit | None = None
     """When its reasoning ends by force; of this choice alone."""
 
@@ -91,6 +93,7 @@ class ChoiceDecoder:
         self._scores: PromptScores | None = None
         if sampling.prompt_logprobs is not None:
             self._scores = PromptScores(tokenizer, choice=choice, prompt_ids=prompt_ids)
+        self._awaits_shape = reading is not None and reading.is_shaped
         self._is_prompt_only, self._reports_end = is_prompt_only, reports_end
         self._has_enough = False
         self._limit = reading.limit if reading else None
@@ -206,6 +209,9 @@ class ChoiceDecoder:
         if kind is not self._kind:
             self._let_go()
             self._kind, self._stop = kind, StopMatcher(self._sampling.stop)
+        if self._awaits_shape and self._num_thought and kind is TextDelta:
+            text = text.lstrip("\n")
+            self._awaits_shape = not text
         num_before = self._num_decoded - len(text) - self._stop.num_held
         shown = self._stop.add(text) if self._num_tokens >= self._sampling.min_tokens else text
         if self._stop.matched is not None:

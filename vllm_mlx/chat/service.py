@@ -308,8 +308,13 @@ class ChatService:
             prompt_tail=one.tail,
             salt=request.request_id,
         )
-        limit = self._thinking_limit(request, max_output)
-        return Reading(parser, formats, max_calls=None if request.parallel_tool_calls else 1, limit=limit)
+        return Reading(
+            parser,
+            formats,
+            max_calls=None if request.parallel_tool_calls else 1,
+            is_shaped=request.output is not None,
+            limit=self._thinking_limit(request, max_output),
+        )
 
     def _thinking_limit(self, request: ChatRequest, max_output: int | None) -> ThinkingLimit | None:
         """When a choice's reasoning ends by force; None for a model whose reasoning has no mark for its end."""
