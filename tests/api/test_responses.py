@@ -182,6 +182,10 @@ async def test_logprobs_are_in_the_text(client: httpx.AsyncClient) -> None:
         ({"input": []}, "input"),
         ({"input": None}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0.content.0"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image"}]}]},
+            "input.0.output.0",
+        ),
         ({"input": [{"type": "computer_call"}]}, "input.0"),
         ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]}, "input"),
         ({"previous_response_id": "a", "conversation": "b"}, "previous_response_id"),
@@ -287,6 +291,20 @@ async def test_a_background_response_is_cancelled(slow: httpx.AsyncClient) -> No
     other = await make(slow, background=True, max_output_tokens=400)
     assert (await slow.delete(f"/v1/responses/{other['id']}")).status_code == 200
     assert (await slow.get(f"/v1/responses/{other['id']}")).status_code == 404
+
+
+async def test_a_follower_of_a_cancelled_response_gets_a_last_event(slow: httpx.AsyncClient) -> None:
+    made = await make(slow, background=True, max_output_tokens=400)
+    path = f"/v1/responses/{made['id']}"
+    following = asyncio.create_task(slow.get(path, params={"stream": True}))
+    while not (await slow.get(path)).json()["output"]:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    cancelled = (await slow.post(f"{path}/cancel")).json()
+    events = events_of((await following).text)
+    assert (events[-1]["type"], events[-1]["response"]) == ("response.incomplete", cancelled)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events_of((await slow.get(path, params={"stream": True})).text) == events
+    assert cancelled["output"][0]["status"] == "incomplete"
 
 
 async def test_only_background_responses_are_cancelled_or_followed(client: httpx.AsyncClient) -> None:

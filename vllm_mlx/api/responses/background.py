@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.response_store import ResponseStore
-from vllm_mlx.api.responses.run import Run
+from vllm_mlx.api.responses.run import Run, frames
 from vllm_mlx.api.wire.responses.answers import ResponseAnswer
 from vllm_mlx.core import log
 
@@ -67,7 +67,7 @@ class LiveRun:
                     self._add(data)
             except asyncio.CancelledError:
                 if not self._run.encoder.is_ended:
-                    self._run.encoder.cancel()
+                    self._add(frames(self._run.encoder.cancelling()))
             await self._run.events.aclose()
             self._is_done = True
             self._wake()

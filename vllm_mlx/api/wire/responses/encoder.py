@@ -101,12 +101,11 @@ class ResponseEncoder:
         self._answer = msgspec.structs.replace(self._answer, status="failed", error=told)
         yield self._numbered(events.Failed, response=self.answer)
 
-    def cancel(self) -> ResponseAnswer:
-        """End it where it is; there is no event for that."""
-        for _ in self._close("incomplete"):
-            pass
+    def cancelling(self) -> Iterator[events.StreamEvent]:
+        """The last events of a response that ends where it is. The API has none for `cancelled`, a status alone."""
+        yield from self._close("incomplete")
         self._answer = msgspec.structs.replace(self._answer, status="cancelled")
-        return self.answer
+        yield self._numbered(events.Incomplete, response=self.answer)
 
     def _say(self, event: TextDelta) -> Iterator[events.StreamEvent]:
         """Text of the answer. White space alone begins no message: it stands between other items."""

@@ -41,7 +41,7 @@ class Completed(_OfResponse, frozen=True, kw_only=True, tag="response.completed"
 
 
 class Incomplete(_OfResponse, frozen=True, kw_only=True, tag="response.incomplete"):
-    """The last event: the limit of output tokens was reached."""
+    """The last event: the limit of output tokens was reached, or the response was cancelled."""
 
 
 class Failed(_OfResponse, frozen=True, kw_only=True, tag="response.failed"):
