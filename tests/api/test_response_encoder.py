@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from vllm_mlx.api.sealed import Sealer
+from vllm_mlx.api.wire.freeform import FreeformReader
 from vllm_mlx.api.wire.responses.answers import ResponseAnswer
 from vllm_mlx.api.wire.responses.encoder import ResponseEncoder
-from vllm_mlx.api.wire.responses.freeform import FreeformReader
 from vllm_mlx.api.wire.responses.items import ResolvedItem
 from vllm_mlx.api.wire.responses.tools import OfferedTools, Origin
 from vllm_mlx.api.wire.responses.transcript import messages_of, read_items

@@ -41,6 +41,7 @@ def router(context: Context) -> APIRouter:
             include_reasoning=body.include_reasoning is not False,
             service_tier=served_tier(body.service_tier),
             prompt_count=body.prompt_logprobs,
+            custom_tools=[tool.name for tool in asked.tools if tool.is_freeform],
         )
         return await respond(request, context, start=lambda: service.chat(asked), encoder=encoder)
 

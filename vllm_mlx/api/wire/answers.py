@@ -94,13 +94,21 @@ class FunctionAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     arguments: str | UnsetType = UNSET
 
 
+class CustomAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which custom tool is called, and its text. A streamed piece has the name only once."""
+
+    name: str | UnsetType = UNSET
+    input: str | UnsetType = UNSET
+
+
 class ToolCallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """A call that the model makes; a streamed piece has `index`, and `id`, `type` and name only once."""
 
     index: int | UnsetType = UNSET
     id: str | UnsetType = UNSET
     type: str | UnsetType = UNSET
-    function: FunctionAnswer = FunctionAnswer()
+    function: FunctionAnswer | UnsetType = UNSET
+    custom: CustomAnswer | UnsetType = UNSET
 
 
 class ChatMessageAnswer(msgspec.Struct, frozen=True, tag_field="role", tag="assistant"):

@@ -60,9 +60,9 @@ class ChatCompletionBody(ShapeFields, GenerationBody):
     modalities: list[Literal["text"]] | None = None
     """Only `["text"]`."""
     tools: WireTools | None = None
-    """Functions that the model may call."""
+    """Functions and custom tools that the model may call."""
     tool_choice: WireToolChoice | None = None
-    """`auto`: the model decides; `none`: it is not told of the tools; `required`; a function; or `allowed_tools`."""
+    """`auto`: the model decides; `none`: it is not told of the tools; `required`; a tool; or `allowed_tools`."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends after its first call."""
     return_token_ids: bool | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
@@ -14,12 +14,11 @@ from vllm_mlx.api.wire.answers import (
     ChatMessageAnswer,
     ChunkChoice,
     Delta,
-    FunctionAnswer,
     TokenLogprobAnswer,
-    ToolCallAnswer,
     TopLogprobAnswer,
     UsageAnswer,
 )
+from vllm_mlx.api.wire.call_encoder import CallEncoder
 from vllm_mlx.api.wire.prompt_logprobs import prompt_logprobs
 from vllm_mlx.api.wire.usage import AnswerHead, Cache, usage_answer
 from vllm_mlx.chat.collect import Collected, CollectedChoice
@@ -44,14 +43,15 @@ class ChatEncoder:
         include_reasoning: bool = True,
         service_tier: str = "default",
         prompt_count: int | None = None,
+        custom_tools: Collection[str] = (),
     ) -> None:
-        """`prompt_count`: candidates for `prompt_logprobs`, if these were asked for."""
+        """`prompt_count`: candidates for `prompt_logprobs`, if these were asked for; `custom_tools`: names of those."""
         self._head = head
         self._has_logprobs = has_logprobs
         self._include_reasoning = include_reasoning
         self._service_tier = service_tier
         self._prompt_count = prompt_count
-        self._called: set[int] = set()
+        self._calls = CallEncoder(custom_tools)
         self._usage: UsageAnswer | msgspec.UnsetType | None = None if include_usage else msgspec.UNSET
         self._opened: set[int] = set()
 
@@ -68,10 +68,12 @@ class ChatEncoder:
                 delta = Delta(reasoning_content=event.text, reasoning=event.text) if is_shown else _NOTHING
                 yield self._piece(event.choice, delta, event.tokens)
             case ToolCallDelta():
-                self._called.add(event.choice)
-                yield self._piece(event.choice, Delta(tool_calls=[_call_piece(event)]), ())
+                for piece in self._calls.pieces(event):
+                    yield self._piece(event.choice, Delta(tool_calls=[piece]), ())
             case Finish():
-                reason = _reason(event.reason, has_calls=event.choice in self._called)
+                for piece in self._calls.last(event.choice):
+                    yield self._piece(event.choice, Delta(tool_calls=[piece]), ())
+                reason = _reason(event.reason, has_calls=self._calls.has_called(event.choice))
                 chunk = self._chunk([ChunkChoice(event.choice, _NOTHING, None, reason, _ids(event.token_ids))])
                 yield msgspec.structs.replace(chunk, prompt_token_ids=_ids(event.prompt_token_ids))
 
@@ -103,10 +105,7 @@ class ChatEncoder:
 
     def _choice(self, index: int, choice: CollectedChoice) -> ChatChoice:
         thought = (choice.reasoning if self._include_reasoning else "") or msgspec.UNSET
-        calls = [
-            ToolCallAnswer(id=call.id, type="function", function=FunctionAnswer(call.name, call.arguments))
-            for call in choice.tool_calls
-        ]
+        calls = [self._calls.whole(call) for call in choice.tool_calls]
         text = choice.text or (None if calls else "")
         message = ChatMessageAnswer(text, thought, thought, calls or msgspec.UNSET)
         reason = _reason(choice.reason, has_calls=bool(calls))
@@ -130,13 +129,6 @@ def _ids(token_ids: Sequence[int]) -> list[int] | msgspec.UnsetType:
 def _reason(reason: FinishReason, *, has_calls: bool) -> str:
     """A choice that stopped after tool calls waits for their results; one that was cut off does not."""
     return "tool_calls" if has_calls and reason is FinishReason.STOP else reason.value
-
-
-def _call_piece(event: ToolCallDelta) -> ToolCallAnswer:
-    if event.id is None:
-        return ToolCallAnswer(event.index, function=FunctionAnswer(arguments=event.arguments))
-    function = FunctionAnswer(event.name or "", event.arguments)
-    return ToolCallAnswer(event.index, event.id, "function", function)
 
 
 def token_answer(info: TokenInfo) -> TokenLogprobAnswer:

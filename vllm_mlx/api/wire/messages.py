@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from vllm_mlx.api.wire.base import WireModel, unsupported
+from vllm_mlx.api.wire.freeform import freeform_arguments
 from vllm_mlx.core.chat import Message, TextPart, ToolCall
 from vllm_mlx.core.errors import InvalidRequest
 
@@ -63,17 +64,51 @@ class FunctionCall(WireModel):
     """Its arguments, as JSON text."""
 
 
-class AssistantToolCall(WireModel):
-    """A call that the assistant made earlier."""
+class CustomCall(WireModel):
+    """Which custom tool was called, and with what."""
+
+    name: str
+    """Name of the tool."""
+    input: str
+    """The text that it was given."""
+
+
+class _EarlierCall(WireModel):
+    """What calls of both kinds have."""
 
     id: str
     """Id that the tool's answer refers to."""
-    type: Literal["function"] = "function"
-    """Only functions."""
-    function: FunctionCall
-    """Which function was called, and how."""
     index: int | None = None
     """Accepted; the order of the list counts."""
+
+
+class FunctionToolCall(_EarlierCall):
+    """A call of a function that the assistant made earlier."""
+
+    type: Literal["function"] = "function"
+    """`function`."""
+    function: FunctionCall
+    """Which function was called, and how."""
+
+
+class CustomToolCall(_EarlierCall):
+    """A call of a custom tool that the assistant made earlier."""
+
+    type: Literal["custom"]
+    """`custom`."""
+    custom: CustomCall
+    """Which tool was called, and with what."""
+
+
+def _kind_of_call(call: Any) -> str:
+    kind = call.get("type") if isinstance(call, dict) else getattr(call, "type", None)
+    return "custom" if kind == "custom" else "function"
+
+
+AssistantToolCall = Annotated[
+    Annotated[FunctionToolCall, Tag("function")] | Annotated[CustomToolCall, Tag("custom")],
+    Discriminator(_kind_of_call),
+]
 
 
 class AssistantMessage(WireModel):
@@ -131,9 +166,15 @@ def to_message(wire: SystemMessage | UserMessage | AssistantMessage | ToolMessag
     if content is None and not wire.tool_calls:
         param = f"messages.{position}.content"
         raise InvalidRequest(f"{param} is required, unless the assistant made tool_calls.", param=param)
-    calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in wire.tool_calls or ())
+    calls = tuple(map(_call, wire.tool_calls or ()))
     reasoning = wire.reasoning_content if wire.reasoning_content is not None else wire.reasoning
     return Message("assistant", content, wire.name, reasoning=reasoning, tool_calls=calls, is_breakpoint=marked)
+
+
+def _call(wire: FunctionToolCall | CustomToolCall) -> ToolCall:
+    if isinstance(wire, CustomToolCall):
+        return ToolCall(wire.id, wire.custom.name, freeform_arguments(wire.custom.input))
+    return ToolCall(wire.id, wire.function.name, wire.function.arguments)
 
 
 def _is_marked(content: str | list[TextContent] | None) -> bool:

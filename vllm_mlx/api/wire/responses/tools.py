@@ -13,10 +13,10 @@ import msgspec
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from vllm_mlx.api.wire.base import WireModel, unsupported
+from vllm_mlx.api.wire.freeform import AnyText, LarkOrRegex, freeform_tool
 from vllm_mlx.api.wire.tools import MAX_TOOLS
 from vllm_mlx.core.chat import Tool, ToolChoice
 from vllm_mlx.core.errors import InvalidRequest
-from vllm_mlx.core.shape import OutputShape
 
 NOT_OFFERED = ("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11")
 """Built-in tools that agents list in every request: taken, and never shown to the model, so never called."""
@@ -51,22 +51,11 @@ class FunctionTool(_CallableTool):
     """Accepted; not shown to the model."""
 
 
-class TextFormat(WireModel):
-    """Any text."""
-
-    type: Literal["text"]
-    """`text`."""
-
-
-class GrammarFormat(WireModel):
+class GrammarFormat(LarkOrRegex):
     """Text of a grammar."""
 
     type: Literal["grammar"]
     """`grammar`."""
-    syntax: Literal["lark", "regex"]
-    """How `definition` is written."""
-    definition: Annotated[str, Field(min_length=1)]
-    """The grammar."""
 
 
 class CustomTool(_CallableTool):
@@ -74,7 +63,7 @@ class CustomTool(_CallableTool):
 
     type: Literal["custom"]
     """`custom`."""
-    format: Annotated[TextFormat | GrammarFormat, Field(discriminator="type")] | None = None
+    format: Annotated[AnyText | GrammarFormat, Field(discriminator="type")] | None = None
     """What the text looks like; any text if absent."""
 
 
@@ -196,13 +185,8 @@ def offered_tools(wire: Sequence[FunctionTool | CustomTool | NamespaceTool | Not
 def _tool(wire: FunctionTool | CustomTool, name: str, *, param: str) -> Tool:
     if isinstance(wire, FunctionTool):
         return Tool(name, wire.description, wire.parameters, is_strict=wire.strict is True)
-    syntax, description = None, wire.description or ""
-    if isinstance(wire.format, GrammarFormat):
-        kind: Literal["grammar", "regex"] = "grammar" if wire.format.syntax == "lark" else "regex"
-        syntax = OutputShape(kind, wire.format.definition, param=f"{param}.format")
-        shown = "this Lark grammar" if kind == "grammar" else "this regular expression"
-        description = f"{description}\n\nThe input must match {shown}:\n{wire.format.definition}".strip()
-    return Tool(name, description or None, is_freeform=True, syntax=syntax)
+    grammar = wire.format if isinstance(wire.format, GrammarFormat) else None
+    return freeform_tool(name, wire.description, grammar, param=f"{param}.format")
 
 
 def tool_choice(wire: str | NamedChoice | AllowedChoice | None, offered: OfferedTools) -> ToolChoice:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from pydantic import TypeAdapter
 
+from vllm_mlx.api.wire.freeform import freeform_arguments
 from vllm_mlx.api.wire.responses.items import (
     Content,
     CustomToolCallInput,
@@ -22,7 +22,6 @@ from vllm_mlx.api.wire.responses.items import (
     text_of,
 )
 from vllm_mlx.api.wire.responses.tools import flat_name
-from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT
 from vllm_mlx.core.chat import Message, TextPart, ToolCall
 
 Unseal = Callable[[str], str]
@@ -80,8 +79,8 @@ class _Writer:
             case FunctionCallInput():
                 self._called(ToolCall(item.call_id, flat_name(item.name, item.namespace), item.arguments))
             case CustomToolCallInput():
-                arguments = json.dumps({FREEFORM_ARGUMENT: item.input}, ensure_ascii=False)
-                self._called(ToolCall(item.call_id, flat_name(item.name, item.namespace), arguments))
+                name = flat_name(item.name, item.namespace)
+                self._called(ToolCall(item.call_id, name, freeform_arguments(item.input)))
             case FunctionCallOutput() | CustomToolCallOutput():
                 content = _content(item.output)
                 self.add(Message("tool", content, item.name, tool_call_id=item.call_id))

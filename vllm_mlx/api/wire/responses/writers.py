@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from vllm_mlx.api.wire.answers import TokenLogprobAnswer
+from vllm_mlx.api.wire.freeform import FreeformReader
 from vllm_mlx.api.wire.responses import events
 from vllm_mlx.api.wire.responses.answers import (
     CustomToolCallItem,
@@ -20,7 +21,6 @@ from vllm_mlx.api.wire.responses.answers import (
     ReasoningText,
     SummaryText,
 )
-from vllm_mlx.api.wire.responses.freeform import FreeformReader
 from vllm_mlx.api.wire.responses.tools import Origin
 
 Unnumbered = Callable[..., events.StreamEvent]

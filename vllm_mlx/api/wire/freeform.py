@@ -1,11 +1,17 @@
-"""The text of a freeform tool, read out of the JSON arguments that carry it, as they come."""
+"""Freeform tools, which take one plain text: what clients say of them, and their text out of JSON arguments."""
 
 from __future__ import annotations
 
 import json
 import re
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from vllm_mlx.api.wire.base import WireModel
 from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT
+from vllm_mlx.core.chat import Tool
+from vllm_mlx.core.shape import OutputShape
 
 _OPENING = re.compile(r'\s*\{\s*"' + re.escape(FREEFORM_ARGUMENT) + r'"\s*:\s*"')
 _HIGH = r"\\u[dD][89abAB][0-9a-fA-F]{2}"
@@ -13,6 +19,38 @@ _LOW = r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _WHOLE = re.compile(rf'(?:[^"\\]+|\\["\\/bfnrt]|{_HIGH}{_LOW}|(?!{_HIGH})\\u[0-9a-fA-F]{{4}})+')
 """Characters of a JSON string that are complete: the end of what is there may be half of one."""
 _CLOSING = re.compile(r'(?:"\s*\}?\s*)?')
+
+
+class LarkOrRegex(WireModel):
+    """A grammar."""
+
+    syntax: Literal["lark", "regex"]
+    """How `definition` is written."""
+    definition: Annotated[str, Field(min_length=1)]
+    """The grammar."""
+
+
+class AnyText(WireModel):
+    """Any text."""
+
+    type: Literal["text"]
+    """`text`."""
+
+
+def freeform_tool(name: str, description: str | None, grammar: LarkOrRegex | None, *, param: str) -> Tool:
+    """The tool in no dialect; its description tells the model the grammar, whose field is `param`."""
+    if grammar is None:
+        return Tool(name, description, is_freeform=True)
+    is_lark = grammar.syntax == "lark"
+    syntax = OutputShape("grammar" if is_lark else "regex", grammar.definition, param=param)
+    shown = "this Lark grammar" if is_lark else "this regular expression"
+    told = f"{description or ''}\n\nThe input must match {shown}:\n{grammar.definition}".strip()
+    return Tool(name, told, is_freeform=True, syntax=syntax)
+
+
+def freeform_arguments(text: str) -> str:
+    """The JSON arguments that carry a text."""
+    return json.dumps({FREEFORM_ARGUMENT: text}, ensure_ascii=False)
 
 
 class FreeformReader:
