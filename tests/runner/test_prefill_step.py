@@ -95,7 +95,8 @@ def test_groups_of_suffixes_are_bounded() -> None:
 
     assert sizes(*(row(i, 64, 20) for i in range(10))) == [10]
     assert sizes(*(row(i, 64, 20) for i in range(70))) == [64, 6]
-    assert sizes(*(row(i, 64, 600) for i in range(4))) == [3]
+    assert sizes(*(row(i, 64, 600) for i in range(4))) == [2, 2]
+    assert sizes(*(row(i, 64, 100) for i in range(20))) == [16, 4]
     assert sizes(*(row(i, 64, 20, first_page=1 + 10 * i) for i in range(10))) == [8, 2]
     assert sizes(row(0, 64, 20), row(1, 40_000, 20)) == []
     assert sizes(row(0, 64, 600), row(1, 64, 600, first_page=100)) == []

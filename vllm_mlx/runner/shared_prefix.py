@@ -19,32 +19,35 @@ from vllm_mlx.runner.kernel_pages import KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, narrower
 
 CHUNK_MULTIPLE = 16
-KEYS_MULTIPLE = 256
-"""Chunks, and all the keys that are read, are padded to a multiple: on CUDA, attention with a mask is planned for each
-shape anew, some 50 ms a shape, and has no fast kernel for odd ones."""
+MIN_KEYS_MULTIPLE = 256
+KEYS_STEPS = 8
+"""Chunks are padded to a multiple, their number to a power of two, and all the keys that are read to an eighth of the
+power of two below them: on CUDA, attention is planned for each shape anew, 50 to 100 ms a shape, and with a mask it has
+no fast kernel for odd ones."""
 
 
 class SharedPrefix:
     """The pages that all chunks go on from.
 
     The keys are the tokens of these whole pages, then each row's tokens in its last page, which is not full, with those
-    of its chunk; then padding.
+    of its chunk; then padding. Padded rows come last.
     """
 
     def __init__(self, rows: Sequence[PrefillRow]) -> None:
         self.offset = rows[0].start
         assert all(row.start == self.offset for row in rows)
         num_pages, self.tail = divmod(self.offset, PAGE_SIZE)
-        size = padded_size(rows)
-        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size)
+        num_rows, size = padded_count(rows), padded_size(rows)
+        self.chunks = PaddedChunks(rows, num_rows=num_rows, length=size)
         self.num_shared = num_pages * PAGE_SIZE
         self.table = mx.array(np.array([rows[0].page_ids[:num_pages]], np.int32))
-        self.tails = mx.array(np.array([row.page_ids[num_pages : num_pages + 1] for row in rows], np.int32))
+        tails = np.zeros((num_rows, 1), np.int32)
+        tails[: len(rows), 0] = [row.page_ids[num_pages] for row in rows]
+        self.tails = mx.array(tails)
         """Each row's page behind the shared ones, int32 [rows, 1]; read if there is a tail."""
         self._own = self.tail + size
-        num_keys = self.num_shared + len(rows) * self._own
-        self.num_keys = -(-num_keys // KEYS_MULTIPLE) * KEYS_MULTIPLE
-        self._num_rows, self._size = len(rows), size
+        self.num_keys = _padded_keys(self.num_shared + num_rows * self._own)
+        self._num_rows, self._size = num_rows, size
         self._masks: dict[tuple[int | None, mx.Dtype], mx.array] = {}
 
     def mask(self, window: int | None, dtype: mx.Dtype) -> mx.array:
@@ -113,9 +116,19 @@ class SharedPrefixView:
         return mx.concatenate([shared, behind, *padding], axis=2)
 
 
+def padded_count(rows: Sequence[PrefillRow]) -> int:
+    """Number of chunks, padded."""
+    return 1 << (len(rows) - 1).bit_length()
+
+
 def padded_size(rows: Sequence[PrefillRow]) -> int:
     """Tokens of the longest chunk, padded."""
     return -(-max(len(row.token_ids) for row in rows) // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+
+
+def _padded_keys(num_keys: int) -> int:
+    multiple = max(MIN_KEYS_MULTIPLE, (1 << num_keys.bit_length() - 1) // KEYS_STEPS)
+    return -(-num_keys // multiple) * multiple
 
 
 def additive(seen: mx.array, dtype: mx.Dtype) -> mx.array:

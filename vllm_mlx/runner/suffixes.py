@@ -23,7 +23,7 @@ from vllm_mlx.runner.geometry import PaddedChunks
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
-from vllm_mlx.runner.shared_prefix import SharedPrefix, SharedPrefixView, additive, padded_size
+from vllm_mlx.runner.shared_prefix import SharedPrefix, SharedPrefixView, additive, padded_count, padded_size
 
 MAX_TOGETHER = 8
 MAX_TOKENS_TOGETHER = 1024
@@ -129,7 +129,7 @@ def logits(
     place = SharedPrefix(rows) if _is_shared(rows) else SuffixPlace(rows)
     with wanted.at(place.chunks.lasts):
         views = layers.fold([_view(pool, place) for pool in pages.pools])
-        return wanted.of(model(place.chunks.token_ids, cache=views))[:, 0]
+        return wanted.of(model(place.chunks.token_ids, cache=views))[: len(rows), 0]
 
 
 def _view(pool: KernelPool, place: SharedPrefix | SuffixPlace) -> SharedPrefixView | SuffixView:
@@ -167,6 +167,6 @@ def _fit(rows: Sequence[PrefillRow]) -> bool:
 
 
 def _fit_sharing(rows: Sequence[PrefillRow]) -> bool:
-    num_tokens, start = len(rows) * padded_size(rows), rows[0].start
+    num_tokens, start = padded_count(rows) * padded_size(rows), rows[0].start
     has_prefix = start >= PAGE_SIZE and num_tokens * (start + num_tokens) <= MAX_SCORES_SHARING
     return has_prefix and len(rows) <= MAX_SHARING and num_tokens <= MAX_TOKENS_SHARING
