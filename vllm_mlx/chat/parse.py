@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from types import MappingProxyType
 
 from vllm_mlx.chat.formats import ToolFormat
 from vllm_mlx.chat.payloads.actions import Action, Arguments, CallOpen, NotACall, Parsing, Shown, Thought
 from vllm_mlx.chat.payloads.channels import ENDS, OPENERS, RECIPIENT_FIRST, read_message
 from vllm_mlx.chat.payloads.markers import Markers
+from vllm_mlx.chat.payloads.objects import KEYS
 from vllm_mlx.chat.payloads.reader import Reader
 from vllm_mlx.chat.payloads.tools import ToolSet
 from vllm_mlx.chat.reasoning import ReasoningFormat
@@ -23,8 +25,15 @@ _NOTHING_YET = re.compile(r"\s*(<[\w/]*(=[\w.-]*)?)?")
 _MAX_NOTHING = 64
 _MAX_CUT_OFF = 16
 """After so many payloads that the end cut off, the rest is text: each of them was read up to the end."""
-_NEVER_BEHIND = {"[": r"[^\s{\w.:-]", "{": r'[^\s"}]'}
-"""What no format has behind a bare bracket: there it begins no call, and is not tried as one."""
+_NEVER_BEHIND = MappingProxyType(
+    {
+        "[": r"[^\s{\w.:-]|\s*[\w.:/-]+[^\w.:/(-]",
+        "{": rf'[^\s"]|\s*"(?!(?:{"|".join(KEYS)})")[^"\\]{{0,64}}["\\]',
+        "<tool_call>": r"\s*<[^f]",
+        "<function=": r"[^>\n]{0,128}>\s*(?:[^\s{<]|<[^p/])",
+    }
+)
+"""What no format has behind a bare bracket or a mark: there it begins no call, and is not tried as one."""
 _NO_REASONING = ReasoningFormat(name="none")
 
 Running = Parsing[None]
@@ -70,7 +79,7 @@ class OutputParser:
         self._is_blank = True
         """Whether the present stretch of the answer, or of reasoning, has no text yet."""
         self._answer_marks = Markers(self._marks_in_answer(), never_before=_NEVER_BEHIND)
-        self._thinking_marks = Markers(self._marks_in_thinking())
+        self._thinking_marks = Markers(self._marks_in_thinking(), never_before=_NEVER_BEHIND)
         self._running = self._run()
 
     @property

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 class Markers:
     """A set of literal strings to look for; where two begin at one place, the longer counts.
 
-    `never_before` has patterns of a character by literal: a literal with such a character behind it is passed over.
+    `never_before` has a pattern by literal: a literal with such text behind it is passed over, and one with nothing
+    behind it yet is held.
     """
 
     def __init__(self, literals: Iterable[str], *, never_before: Mapping[str, str] = {}) -> None:
@@ -20,10 +21,9 @@ class Markers:
         alone = {literal: f"(?!{behind})" for literal, behind in never_before.items()}
         patterns = [re.escape(literal) + alone.get(literal, "") for literal in longest_first]
         self._pattern = re.compile("|".join(patterns) or r"(?!)")
-        self._prefixes = frozenset(literal[:end] for literal in longest_first for end in range(1, len(literal)))
-        firsts = "".join(sorted({literal[0] for literal in longest_first}))
-        self._firsts = re.compile(f"[{re.escape(firsts)}]") if firsts else re.compile(r"(?!)")
-        self._max_held = max((len(literal) for literal in longest_first), default=1) - 1
+        unsure = [*(literal[:-1] for literal in longest_first), *(one for one in longest_first if one in never_before)]
+        self._held = re.compile(rf"(?:{_beginnings(unsure)})\Z")
+        self._max_held = max(map(len, unsure), default=0)
 
     def find(self, text: str, at: int, *, is_last: bool) -> tuple[int, int]:
         """(start, end) of the first marker from `at` on.
@@ -34,17 +34,19 @@ class Markers:
         match = self._pattern.search(text, at)
         if is_last:
             return match.span() if match else (len(text), len(text))
-        held = self._held(text, at)
-        return match.span() if match and match.start() < held else (held, held)
+        held = self._held.search(text, max(at, len(text) - self._max_held))
+        first_held = held.start() if held else len(text)
+        return match.span() if match and match.start() < first_held else (first_held, first_held)
 
-    def _held(self, text: str, at: int) -> int:
-        start = max(at, len(text) - self._max_held)
-        while match := self._firsts.search(text, start):
-            start = match.start()
-            if text[start:] in self._prefixes:
-                return start
-            start += 1
-        return len(text)
+
+def _beginnings(texts: list[str]) -> str:
+    """A pattern of all beginnings of some texts, in a tree, so that every character is looked at once."""
+    tails: dict[str, list[str]] = {}
+    for text in filter(None, texts):
+        tails.setdefault(text[0], []).append(text[1:])
+    rests = {first: _beginnings(rest) for first, rest in tails.items()}
+    either = [re.escape(first) + (f"(?:{rest})?" if rest != "(?!)" else "") for first, rest in rests.items()]
+    return "|".join(either) or "(?!)"
 
 
 @functools.lru_cache(maxsize=256)

@@ -15,6 +15,8 @@ _NAMES = ("name", "tool_name", "function_name")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input")
 _IDS = ("id", "tool_call_id")
 _INNER = "function"
+KEYS = (*_NAMES, *_ARGUMENTS, *_IDS, _INNER, "type")
+"""What a call may begin with where nothing marks it."""
 
 
 class ObjectRules(msgspec.Struct, frozen=True):
@@ -94,8 +96,12 @@ def _members(reader: Reader, tools: ToolSet, rules: ObjectRules, found: _Found) 
     yield from reader.space()
     if (yield from reader.accept("}")):
         return
+    is_first = True
     while True:
         key = yield from read_json_string(reader)
+        if rules.needs_known_name and is_first and key not in KEYS:
+            raise NotACall("an object of something else")
+        is_first = False
         yield from reader.space()
         yield from reader.expect(":")
         yield from reader.space()

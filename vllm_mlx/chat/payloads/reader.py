@@ -11,7 +11,13 @@ import re
 from vllm_mlx.chat.payloads.actions import NotACall, Parsing
 from vllm_mlx.chat.payloads.markers import Markers, markers_of
 
+_LONG_ENOUGH = 64
+"""No literal that is looked for has more characters."""
 _SPACE = re.compile(r"\s+")
+
+
+def _may_become(text: str, literals: tuple[str, ...]) -> bool:
+    return any(len(literal) > len(text) and literal.startswith(text) for literal in literals)
 
 
 class Reader:
@@ -104,11 +110,14 @@ class Reader:
     def accept(self, *literals: str) -> Parsing[str]:
         """Take the longest of some literals that comes next; '' if none does."""
         while not self.is_over:
-            rest = self._text[self._at : self._at + max(map(len, literals))]
-            if not any(len(literal) > len(rest) and literal.startswith(rest) for literal in literals):
+            rest = self._text[self._at : self._at + _LONG_ENOUGH]
+            if len(rest) == _LONG_ENOUGH or not _may_become(rest, literals):
                 break
             yield None
-        found = max((text for text in literals if self._text.startswith(text, self._at)), key=len, default="")
+        found = ""
+        for literal in literals:
+            if len(literal) > len(found) and self._text.startswith(literal, self._at):
+                found = literal
         self._take(len(found))
         return found
 
