@@ -155,3 +155,19 @@ def test_reasoning_arrives_as_it_is_written() -> None:
 def test_many_payloads_that_the_end_cuts_off_are_not_each_read_to_the_end() -> None:
     text = "<function=f>\n<parameter=a>" * 4000
     assert parse([text], tools="qwen3_xml", schemas={}).content == text
+
+
+def test_after_very_many_payloads_that_are_no_calls_none_is_tried() -> None:
+    text = "<tool_call>{x} " * 1_500
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert parse([text, call], tools="hermes", schemas={"f": {}}).calls == ()
+    assert parse([text[: len(text) // 2], call], tools="hermes", schemas={"f": {}}).calls == (("f", "{}"),)
+
+
+def test_bare_object_must_begin_as_calls_do() -> None:
+    good = ['{"name": "f", "arguments": {}}', '{"type": "function", "name": "f", "parameters": {}}']
+    bad = '{"weather": 1, "name": "f", "arguments": {}}'
+    for whole in (lambda text: [text], list):
+        assert all(parse(whole(text), tools="llama", schemas={"f": {}}).calls for text in good)
+        found = parse(whole(bad), tools="llama", schemas={"f": {}})
+        assert (found.calls, found.content) == ((), bad)

@@ -23,6 +23,8 @@ from vllm_mlx.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta
 
 _NOTHING_YET = re.compile(r"\s*(<[\w/]*(=[\w.-]*)?)?")
 _MAX_NOTHING = 64
+_MAX_FAILED = 1_000
+"""After so many payloads that were no calls, no more are tried: an output that has as many is none with calls."""
 _MAX_CUT_OFF = 16
 """After so many payloads that the end cut off, the rest is text: each of them was read up to the end."""
 _NEVER_BEHIND = MappingProxyType(
@@ -72,14 +74,13 @@ class OutputParser:
         self._reader = Reader()
         self._events: list[Event] = []
         self._num_calls = 0
-        self._num_cut_off = 0
+        self._num_failed = self._num_cut_off = 0
         self._is_thinking = False
         self._space = ""
         """White space at the beginning of a stretch of the answer; dropped if no more than that comes."""
         self._is_blank = True
         """Whether the present stretch of the answer, or of reasoning, has no text yet."""
-        self._answer_marks = Markers(self._marks_in_answer(), never_before=_NEVER_BEHIND)
-        self._thinking_marks = Markers(self._marks_in_thinking(), never_before=_NEVER_BEHIND)
+        self._find_marks()
         self._running = self._run()
 
     @property
@@ -187,9 +188,13 @@ class OutputParser:
                 is_settled = True
         except NotACall:
             self._num_cut_off += self._reader.is_over
+            self._num_failed += not is_settled
             self._reader.restore()
             if not is_settled:
                 self._not_a_call(mark)
+            if self._num_failed == _MAX_FAILED:
+                self._tools = self._format = None
+                self._find_marks()
         else:
             self._reader.give_back_space()
             self._turn(is_thinking=self._is_thinking)
@@ -211,6 +216,10 @@ class OutputParser:
         return self._format.parse(self._reader, mark, self._tools)
 
     # ---- what marks count where ----
+
+    def _find_marks(self) -> None:
+        self._answer_marks = Markers(self._marks_in_answer(), never_before=_NEVER_BEHIND)
+        self._thinking_marks = Markers(self._marks_in_thinking(), never_before=_NEVER_BEHIND)
 
     def _marks_in_answer(self) -> list[str]:
         form = self._reasoning

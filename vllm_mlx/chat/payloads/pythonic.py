@@ -19,6 +19,7 @@ _IN_STRING = {'"': re.compile(r'[^"\\]+'), "'": re.compile(r"[^'\\]+")}
 _PAIRS = {"[": "]", "(": ")", "{": "}"}
 _LEADING_ZERO = re.compile(r"(?<=[=,(\[{: ])0+(?=[0-9])")
 _MAX_LENGTH = 1_000_000
+_MAX_DEPTH = 64
 _JSON_WORDS = MappingProxyType({"true": True, "false": False, "null": None})
 _STRING = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _ODD_NAME = re.compile(rf"{_STRING}|(?P<name>[A-Za-z_][\w.]*[:/-][\w.:/-]*)(?=\()", re.DOTALL)
@@ -149,6 +150,8 @@ def _balanced(reader: Reader, end: str) -> Parsing[str]:
             pieces.append((yield from _string(reader, char)))
         elif char in _PAIRS:
             open_brackets.append(_PAIRS[char])
+            if len(open_brackets) > _MAX_DEPTH:
+                raise NotACall("brackets that are nested too deeply")
         elif open_brackets.pop() != char:
             raise NotACall("brackets that do not match")
     return "".join(pieces)
