@@ -38,3 +38,12 @@ def test_ends_are_withheld_until_there_are_enough_tokens_or_no_others() -> None:
     assert rules.not_yet_ending(0b111, num_output=2) == 0b100
     assert rules.not_yet_ending(0b111, num_output=3) == 0b111
     assert rules.not_yet_ending(0b011, num_output=0) == 0b011
+
+
+@pytest.mark.parametrize(
+    ("lists", "silent"),
+    [({}, True), ({"min_tokens": 5}, True), ({"min_tokens": 6}, False), ({"bad_word_ids": ((1,),)}, False)],
+)
+def test_rules_without_lists_are_silent_once_there_are_enough_tokens(lists: dict[str, object], silent: bool) -> None:
+    rules = TokenRules(SamplingParams(**lists), vocab_size=VOCAB_SIZE)  # type: ignore[arg-type]
+    assert rules.are_silent(num_output=5) is silent

@@ -62,17 +62,20 @@ class Constraint:
             self._last.extend(token_ids)
         return matcher
 
-    def left(self, tokens: int) -> int:
-        """Those of the tokens that the grammar allows here that may be chosen; see `TokenRules`. Raises GrammarError.
+    def left(self, row: bytes) -> bytes:
+        """What may be chosen of the tokens that the grammar allows here; see `TokenRules`. Raises GrammarError.
 
         Where the lists of tokens leave none, but the text is complete, it ends.
         """
+        if self._rules.are_silent(num_output=self.num_taken):
+            return row
+        tokens = int.from_bytes(row, "little")
         left = self._rules.left(tokens, tuple(self._last))
         if not left and self._built is not None:
             left = sum(1 << end for end in self._built.result()[0].end_token_ids) & tokens
         if not left:
             raise GrammarError("allowed_token_ids and bad_words leave no token here.")
-        return self._rules.not_yet_ending(left, num_output=self.num_taken)
+        return self._rules.not_yet_ending(left, num_output=self.num_taken).to_bytes(len(row), "little")
 
 
 class Constrained(Protocol):
@@ -179,7 +182,7 @@ class Constraints:
         try:
             if isinstance(allowed, str):
                 raise GrammarError(allowed)
-            return constraint.left(int.from_bytes(allowed, "little")).to_bytes(self._row_bytes, "little")
+            return constraint.left(allowed)
         except GrammarError as error:
             constraint.fail(str(error))
             return self._all_tokens

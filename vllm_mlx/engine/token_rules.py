@@ -23,10 +23,15 @@ class TokenRules:
         for word in sampling.bad_word_ids:
             if len(word) > 1:
                 self._longer[word[-2]].append(word)
+        self._has_lists = sampling.allowed_token_ids is not None or bool(sampling.bad_word_ids)
         self._withheld = _set_of(sampling.stop_token_ids)
         self._min_tokens = sampling.min_tokens
         self.num_remembered = max((len(word) - 1 for word in sampling.bad_word_ids), default=0)
         """How many of the last tokens of the output it looks at."""
+
+    def are_silent(self, *, num_output: int) -> bool:
+        """Whether they leave any set of tokens as it is, behind an output of so many."""
+        return not self._has_lists and num_output >= self._min_tokens
 
     def left(self, tokens: int, output: Sequence[int]) -> int:
         """Those of `tokens` that may follow this end of an output; perhaps none."""
