@@ -41,6 +41,13 @@ async def test_text_is_tokenized_and_back(client: httpx.AsyncClient) -> None:
     assert (await post(client, "/tokenize", prompt=""))["tokens"] == []
 
 
+async def test_special_tokens_and_template_are_told(client: httpx.AsyncClient) -> None:
+    found = (await client.get("/tokenizer_info")).json()
+    assert (found["eos_token"], found["bos_token"], found["pad_token"]) == ("<|im_end|>", None, None)
+    assert "add_generation_prompt" in found["chat_template"]
+    assert found["model_max_length"] == (await post(client, "/tokenize", prompt="a"))["max_model_len"]
+
+
 async def test_conversation_is_tokenized_like_a_chat_request(client: httpx.AsyncClient) -> None:
     found = await post(client, "/tokenize", messages=HI)
     assert found["token_strs"] is None

@@ -166,9 +166,19 @@ class ChatService:
         return self._tokenizer.token_text(token_id)
 
     @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Role to text, such as 'eos_token' to '</s>'."""
+        return self._tokenizer.special_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the model's Jinja template; None for a base model."""
+        return self._tokenizer.chat_template
+
+    @property
     def has_chat(self) -> bool:
         """Whether the model has a chat template."""
-        return self._tokenizer.chat_template is not None
+        return self.chat_template is not None
 
     async def complete(self, request: CompletionRequest) -> EventStream:
         """Continue raw text or token ids; raises as `chat` does."""

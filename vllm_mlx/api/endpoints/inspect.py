@@ -1,4 +1,4 @@
-"""What a request would become: /tokenize, /detokenize, /v1/chat/render and /v1/parse. Nothing is computed."""
+"""What a request would become: /tokenize, /detokenize, /tokenizer_info, /v1/chat/render and /v1/parse. Nothing is computed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vllm_mlx.api.wire.tokenize import (
     DetokenizeBody,
     TokenizeAnswer,
     TokenizeChatBody,
+    TokenizerInfo,
     TokenizeTextBody,
 )
 from vllm_mlx.chat.service import Rendered
@@ -57,6 +58,15 @@ def router(context: Context) -> APIRouter:
         body = decode(await read_body(request, max_mb=context.config.max_body_mb), DetokenizeBody)
         context.check_model(body.model)
         return _json(DetokenizeAnswer(context.service.detokenize(body.tokens)))
+
+    @routes.get("/tokenizer_info", responses=json_answers(TokenizerInfo), response_class=Response)
+    async def tokenizer_info() -> Response:
+        """The tokenizer's special tokens and chat template."""
+        named, service = context.service.special_tokens, context.service
+        tokens = {name: named.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+        return _json(
+            TokenizerInfo(**tokens, chat_template=service.chat_template, model_max_length=service.max_model_len)
+        )
 
     @routes.post(
         "/v1/chat/render",

@@ -1,4 +1,4 @@
-"""Bodies and answers of POST /tokenize and /detokenize, in vLLM's shapes."""
+"""Bodies and answers of /tokenize, /detokenize and /tokenizer_info, in vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -76,3 +76,16 @@ class DetokenizeAnswer(msgspec.Struct, frozen=True):
     """The text of tokens, special ones included."""
 
     prompt: str
+
+
+class TokenizerInfo(msgspec.Struct, frozen=True):
+    """What a client needs to count and cut tokens with this server alone, without the model's files."""
+
+    bos_token: str | None
+    """Text of the token that begins a sequence, if there is one."""
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+    """Source of the Jinja template."""
+    model_max_length: int
+    """Most tokens of prompt and output together."""
