@@ -1,4 +1,4 @@
-"""What a request would become: /tokenize, /detokenize, /tokenizer_info, /v1/chat/render and /v1/parse. Nothing is computed."""
+"""What a request would become, and how its tokens and output are read. Nothing is computed."""
 
 from __future__ import annotations
 
