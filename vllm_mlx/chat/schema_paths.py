@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 _NAMED = re.compile(r"[$\w-]+")
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Keywords whose keys are names of the caller's."""
+VALUES = ("enum", "const", "default", "examples")
+"""Keywords whose values are no schemas."""
 
 
 def path_of(schema: Any, message: str) -> str | None:
@@ -34,9 +36,9 @@ def _keywords(schema: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[
     for key, value in schema.items():
         here = (*path, key)
         yield here, key, value
-        if key in ("enum", "const", "default", "examples"):
+        if key in VALUES:
             continue
-        if key in _MAPS and isinstance(value, dict):
+        if key in MAPS and isinstance(value, dict):
             for name, one in value.items():
                 yield from _keywords(one, (*here, name))
         else:

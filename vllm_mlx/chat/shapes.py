@@ -8,6 +8,7 @@ from typing import Any
 
 import llguidance
 
+from vllm_mlx.chat.schema_dates import with_real_dates
 from vllm_mlx.chat.schema_paths import path_of
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.shape import OutputShape
@@ -55,7 +56,7 @@ def schema_entry(schema: Any, *, is_strict: bool, param: str) -> Entry:
         raise InvalidRequest(f"{param} must be a JSON schema: an object or a boolean.", param=param)
     if schema is False:
         raise InvalidRequest(f"{param}: nothing matches the schema false.", param=param)
-    own = {} if schema is True else dict(schema)
+    own = {} if schema is True else with_real_dates(schema)
     own.pop("x-guidance", None)  # options of the library are not the caller's
     options: dict[str, Any] = {"whitespace_pattern": WHITE_SPACE, "lenient": not is_strict}
     options["coerce_one_of"] = not is_strict
