@@ -62,11 +62,7 @@ def router(context: Context) -> APIRouter:
     @routes.get("/tokenizer_info", responses=json_answers(TokenizerInfo), response_class=Response)
     async def tokenizer_info() -> Response:
         """The tokenizer's special tokens and chat template."""
-        named, service = context.service.special_tokens, context.service
-        tokens = {name: named.get(name) for name in ("bos_token", "eos_token", "pad_token")}
-        return _json(
-            TokenizerInfo(**tokens, chat_template=service.chat_template, model_max_length=service.max_model_len)
-        )
+        return _json(_tokenizer_info(context))
 
     @routes.post(
         "/v1/chat/render",
@@ -94,6 +90,12 @@ def router(context: Context) -> APIRouter:
         return _json(await asyncio.to_thread(parse, body, context.service.formats))
 
     return routes
+
+
+def _tokenizer_info(context: Context) -> TokenizerInfo:
+    service = context.service
+    tokens = {name: service.special_tokens.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+    return TokenizerInfo(**tokens, chat_template=service.chat_template, model_max_length=service.max_model_len)
 
 
 async def _tokenize(request: Request, raw: bytes, context: Context) -> TokenizeAnswer:
