@@ -20,8 +20,10 @@ def logits(num_rows: int, *, seed: int = 0, scale: float = 3.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(num_rows, VOCAB)).astype(np.float32) * scale
 
 
-def sampler_of(*params: SamplingParams, token_ids: Sequence[int] = (5, 6, 7), num_prompt: int = 3) -> Sampler:
-    sampler = Sampler(VOCAB)
+def sampler_of(
+    *params: SamplingParams, token_ids: Sequence[int] = (5, 6, 7), num_prompt: int = 3, compiles: bool = False
+) -> Sampler:
+    sampler = Sampler(VOCAB, compiles=compiles)
     for slot, one in enumerate(params):
         sampler.add(NewSequence(slot, one, tuple(token_ids), num_prompt))
     return sampler
@@ -207,16 +209,20 @@ def test_nothing_is_computed_that_nobody_asked_for() -> None:
     assert sampled.logprobs is None
 
 
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_a_masked_row_takes_allowed_tokens_and_its_neighbours_what_they_took_before(temperature: float) -> None:
-    params = SamplingParams(temperature=temperature, seed=4, top_p=0.9)
+def test_a_masked_row_takes_allowed_tokens_and_its_neighbours_what_they_took_before(
+    temperature: float, top_p: float, compiles: bool
+) -> None:
+    params = SamplingParams(temperature=temperature, seed=4, top_p=top_p)
     values = logits(3)
     free = draw(sampler_of(params, params, params), values)
     vocab_size = values.shape[1]
     allowed = {int(values[1].argmin()), (int(values[1].argmin()) + 33) % vocab_size}
     size = 4 * -(-vocab_size // 32)
     masks = TokenMasks((1,), sum(1 << token for token in allowed).to_bytes(size, "little"))
-    sampled = sampler_of(params, params, params).sample(mx.array(values), rows_at(3, 3), masks=masks)
-    found = sampled.tokens.tolist()
+    sampler = sampler_of(params, params, params, compiles=compiles)
+    found = sampler.sample(mx.array(values), rows_at(3, 3), masks=masks).tokens.tolist()
     assert found[1] in allowed
     assert [found[0], found[2]] == [free[0], free[2]]

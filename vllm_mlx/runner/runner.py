@@ -78,7 +78,7 @@ class MlxRunner:
         self._family = family
         self._pages = pages
         self._compiled = compiled or CompiledSteps()
-        self._sampler = Sampler(layers.vocab_size)
+        self._sampler = Sampler(layers.vocab_size, compiles=info.backend != "cpu")
         self._scorer = PromptScorer(wanted)
         self._last_tokens = mx.zeros((max_rows + 1,), mx.int32)
         self._own: dict[int, list[Any]] = {}
@@ -200,7 +200,7 @@ class MlxRunner:
         """Drop the model and all state."""
         self._held_back = None
         self._last_tokens = mx.zeros((1,), mx.int32)  # the old ones may depend on a step that was never computed
-        self._sampler = Sampler(self._layers.vocab_size)
+        self._sampler = Sampler(self._layers.vocab_size, compiles=self._info.backend != "cpu")
         self._own.clear()
         self._checkpoints = Checkpoints()
         self._residents = Residents([])

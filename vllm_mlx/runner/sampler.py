@@ -6,7 +6,7 @@ rows costs one argmax.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -84,10 +84,16 @@ class _Slot:
 
 
 class Sampler:
-    """Keeps each slot's parameters and token counts on the device."""
+    """Keeps each slot's parameters and token counts on the device.
 
-    def __init__(self, vocab_size: int) -> None:
+    With `compiles`, as on a GPU, what is often asked for is one compiled function: masks wait for tokens, and
+    what chooses tokens by masks is in everybody's way.
+    """
+
+    def __init__(self, vocab_size: int, *, compiles: bool = False) -> None:
         self._vocab_size = vocab_size
+        self._compiles = compiles
+        self._functions: dict[Drawing, Callable[..., mx.array]] = {}
         self._slots: dict[int, _Slot] = {}
         self._draws: tuple[tuple[Any, ...], Drawing, Draws] | None = None
 
@@ -103,14 +109,18 @@ class Sampler:
 
     def sample(self, logits: mx.array, rows: Sequence[SampledRow], *, masks: TokenMasks | None = None) -> Sampled:
         """Choose a token per row of `logits` [rows, vocab]. Nothing is evaluated."""
+        drawing, draws = self._draws_of(rows, num_padded=0)
+        positions = mx.array([row.position for row in rows], dtype=mx.uint32)
+        preset = compiled_drawing(drawing)
+        if self._compiles and masks is not None and preset is not None and self._are_plain(rows):
+            words = mx.array(_words(masks, rows))
+            return Sampled(self._masked(preset)(logits, words, draws, positions), len(rows))
         slots = [self._slots[row.slot] for row in rows]
         logits = raw = logits.astype(mx.float32)
         logits = self._penalised(logits, slots)
         logits = _biased(logits, slots, rows)
         if masks is not None:
-            logits = mx.where(_allowed(masks, rows, vocab_size=self._vocab_size), logits, NEGATIVE_INFINITY)
-        drawing, draws = self._draws_of(rows, num_padded=0)
-        positions = mx.array([row.position for row in rows], dtype=mx.uint32)
+            logits = _without(logits, mx.array(_words(masks, rows)))
         tokens = choose(drawing, logits, draws, positions=positions)
         for i, slot in enumerate(slots):
             if slot.counts is not None:
@@ -119,11 +129,24 @@ class Sampler:
 
     def compiled(self, rows: Sequence[SampledRow], *, num_rows: int) -> tuple[Drawing, Draws] | None:
         """What a compiled step needs to choose the tokens of `rows`, padded to `num_rows`; None if it cannot."""
-        if not all(self._slots[row.slot].is_plain(row.position) for row in rows):
+        if not self._are_plain(rows):
             return None
         drawing, draws = self._draws_of(rows, num_padded=num_rows - len(rows))
         preset = compiled_drawing(drawing)
         return None if preset is None else (preset, draws)
+
+    def _are_plain(self, rows: Sequence[SampledRow]) -> bool:
+        return all(self._slots[row.slot].is_plain(row.position) for row in rows)
+
+    def _masked(self, drawing: Drawing) -> Callable[..., mx.array]:
+        """Tokens int32 [rows] of logits [rows, vocab], masks, draws and positions."""
+        if drawing not in self._functions:
+
+            def forward(logits: mx.array, words: mx.array, draws: Draws, positions: mx.array) -> mx.array:
+                return choose(drawing, _without(logits.astype(mx.float32), words), draws, positions=positions)
+
+            self._functions[drawing] = mx.compile(forward)
+        return self._functions[drawing]
 
     def _draws_of(self, rows: Sequence[SampledRow], *, num_padded: int) -> tuple[Drawing, Draws]:
         """Parameters of these rows and of padding behind them; kept while the same slots are sampled."""
@@ -163,16 +186,25 @@ def _biased(logits: mx.array, slots: Sequence[_Slot], rows: Sequence[SampledRow]
     return logits
 
 
-def _allowed(masks: TokenMasks, rows: Sequence[SampledRow], *, vocab_size: int) -> mx.array:
-    """Whether each row may take each token, bool [rows, vocab]; rows without a mask may take all."""
+def _words(masks: TokenMasks, rows: Sequence[SampledRow]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Each row's mask, [rows, words]; rows without one may take all tokens."""
     words = np.frombuffer(masks.words, dtype="<u4").reshape(len(masks.slots), -1)
+    slots = tuple(row.slot for row in rows)
+    if slots == masks.slots:
+        return words
     index = {slot: i for i, slot in enumerate(masks.slots)}
     all_words = np.full((len(rows), words.shape[1]), 0xFFFFFFFF, np.uint32)
-    for i, row in enumerate(rows):
-        if row.slot in index:
-            all_words[i] = words[index[row.slot]]
-    bits = mx.array(all_words)[:, :, None] & mx.left_shift(mx.array(1, mx.uint32), mx.arange(32, dtype=mx.uint32))
-    return (bits != 0).reshape(len(rows), -1)[:, :vocab_size]
+    for i, slot in enumerate(slots):
+        if slot in index:
+            all_words[i] = words[index[slot]]
+    return all_words
+
+
+def _without(logits: mx.array, words: mx.array) -> mx.array:
+    """Float32 logits [rows, vocab] without the tokens that the masks uint32 [rows, words] do not allow."""
+    bits = words[:, :, None] & mx.left_shift(mx.array(1, mx.uint32), mx.arange(32, dtype=mx.uint32))
+    allowed = (bits != 0).reshape(words.shape[0], -1)[:, : logits.shape[-1]]
+    return mx.where(allowed, logits, NEGATIVE_INFINITY)
 
 
 def _logprobs(raw: mx.array, tokens: mx.array, slots: Sequence[_Slot]) -> _LazyLogprobs | None:
