@@ -14,12 +14,19 @@ from vllm_mlx.core.grammar import GrammarError, Matcher
 from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.engine.overlap import Overlap
 from vllm_mlx.engine.thread import ThreadEngine
 from vllm_mlx.testing.fake import fake_factory
 
 pytestmark = pytest.mark.anyio
 VOCAB_SIZE = 100
 END = 1
+
+
+@pytest.fixture(params=[False, True], ids=["launches-first", "collects-first"], autouse=True)
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of launching a step and waiting for the one before: it changes no token."""
+    monkeypatch.setattr(Overlap, "observe", lambda self, *_: setattr(self, "collects_first", request.param))
 
 
 class Counter:

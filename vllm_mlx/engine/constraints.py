@@ -199,4 +199,3 @@ def _build(loading: Future[Grammars], grammar: str, output: tuple[int, ...]) -> 
 def _untaken(sequence: Constrained) -> list[int]:
     assert sequence.constraint is not None
     return sequence.token_ids[sequence.num_prompt + sequence.constraint.num_taken :]
-

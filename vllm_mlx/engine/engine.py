@@ -27,8 +27,9 @@ from vllm_mlx.core.messages import (
     Submit,
     ToEngine,
 )
-from vllm_mlx.core.step import Runner, RunnerFactory
+from vllm_mlx.core.step import Runner, RunnerFactory, Step
 from vllm_mlx.engine.constraints import Constraints
+from vllm_mlx.engine.overlap import Overlap
 from vllm_mlx.engine.scheduler import Scheduler
 from vllm_mlx.kv.disk import DiskCache, open_disk
 
@@ -89,6 +90,7 @@ class Engine:
         self._outbox = outbox
         self._disk: DiskCache | None = None
         self._in_flight: Any = None
+        self._overlap = Overlap()
         self._is_resting = False
         self._stats_sent_at = 0.0
         self.stats = Stats()
@@ -123,17 +125,29 @@ class Engine:
             _close(runner)
 
     def _loop(self) -> None:
-        """While step N is computed, step N + 1 is planned and launched; only then are N's tokens waited for."""
+        """While step N is computed, step N + 1 is planned and launched; only then are N's tokens waited for.
+
+        Unless N waits for masks and the device waits for the host: see `Overlap`.
+        """
         while self._receive():
             self._round()
             self._tell()
 
     def _round(self) -> None:
+        is_constrained, begun = self._constraints.has_prepared, time.monotonic()
         self._sample()
-        launched = self._launch()
-        self._collect()
-        self._in_flight = launched
-        self._prepare_masks()
+        step = self._scheduler.plan()
+        if is_constrained and self._overlap.collects_first:
+            waited_s = self._collect()
+            self._prepare_masks()
+            self._in_flight = self._launch(step)
+        else:
+            launched = self._launch(step)
+            waited_s = self._collect()
+            self._in_flight = launched
+            self._prepare_masks()
+        if is_constrained:
+            self._overlap.observe(waited_s, time.monotonic() - begun)
 
     def _receive(self) -> bool:
         """Take messages in, waiting for one if there is nothing else to do; False when the engine is to end."""
@@ -153,9 +167,8 @@ class Engine:
                     return False
         return True
 
-    def _launch(self) -> Any:
+    def _launch(self, step: Step | None) -> Any:
         """Start the next step; its handle, or None if nothing can be computed now."""
-        step = self._scheduler.plan()
         if step is None:
             return None
         self._is_resting = False
@@ -173,12 +186,15 @@ class Engine:
         if launched is not None and launched.constrained:
             self._constraints.prepare(launched.step.constrained, launched.constrained)
 
-    def _collect(self) -> None:
-        """Wait for the step that was in flight before this round's was launched."""
+    def _collect(self) -> float:
+        """Wait for the step that was in flight before this round's; returns for how many seconds."""
         if self._in_flight is None:
-            return
+            return 0.0
+        begun = time.monotonic()
         result = self._runner.collect(self._in_flight)
+        waited_s = time.monotonic() - begun
         self._scheduler.commit(result)
+        return waited_s
 
     def _tell(self) -> None:
         """Send what the round gave and, now and then, how things stand."""
