@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/benchmarks.md says of GPUs, in stages: each takes some minutes and leaves its files in OUT.
 #
-#   benchmarks/gpu.sh OUT kernels|correctness|engines|http|quantised|pages|steps|prefix ...
+#   benchmarks/gpu.sh OUT kernels|correctness|every-kernel|engines|http|quantised|pages|steps|prefix|constrained ...
 #
 # Needs MLX for the GPU and mlx-lm with what they need, and no network. Models are written to $MODELS with random
 # weights. $TOKENIZER is a folder with a tokenizer of at most 49,152 tokens (http); $PROTOTYPE a script to compare with.
@@ -25,6 +25,24 @@ kernels() {
 correctness() { # without TF32, float32 products have all their bits
   MLX_ENABLE_TF32=0 python3 -m pytest -q -p no:cacheprovider "$here/../tests/runner" -m "not slow" \
     -k "${TESTS:-llama and not llama4 or gemma3_text or gpu_kernels or gpt_oss or qwen3_next or copies_no_pool}" | tee "$out/correctness.txt"
+}
+
+every_kernel() { # each variant is compiled anew, on one core: several processes, a part of the suite each
+  local suite="$here/../tests/runner/test_gpu_kernels.py" part parts=()
+  rm -rf "$out/every-kernel" && mkdir -p "$out/every-kernel"
+  (cd "$here/.." && python3 -m pytest -q -p no:cacheprovider --collect-only "$suite" | grep :: >"$out/every-kernel/all")
+  split -n "r/${PROCESSES:-12}" "$out/every-kernel/all" "$out/every-kernel/part."
+  for part in "$out"/every-kernel/part.*; do
+    (cd "$here/.." && xargs -d '\n' -a "$part" env MLX_ENABLE_TF32=0 python3 -m pytest -q -p no:cacheprovider >"$part.txt" 2>&1) &
+    parts+=($!)
+  done
+  for part in "${parts[@]}"; do wait "$part" || echo "a part failed"; done
+  tail -qn 1 "$out"/every-kernel/part.*.txt | tee "$out/every-kernel.txt"
+}
+
+constrained() { # rows held to a schema against free ones
+  model llama-3.2-3b-49k llama-3.2-3b --vocab 49152 --tokenizer "${TOKENIZER:-demo}"
+  python3 "$here/constrained.py" --model "$models/llama-3.2-3b-49k" --rows 64 --tokens 128 | tee "$out/constrained.txt"
 }
 
 engines() {
@@ -86,7 +104,10 @@ steps() {
 
 for stage in "$@"; do
   case $stage in
-    kernels | correctness | engines | http | quantised | pages | steps | prefix) echo "== $stage"; "$stage" ;;
+    kernels | correctness | every-kernel | engines | http | quantised | pages | steps | prefix | constrained)
+      echo "== $stage"
+      "${stage//-/_}"
+      ;;
     *) echo "no stage $stage" >&2; exit 2 ;;
   esac
 done
