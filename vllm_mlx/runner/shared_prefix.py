@@ -27,26 +27,27 @@ no fast kernel for odd ones."""
 
 
 class SharedPrefix:
-    """The pages that all chunks go on from.
+    """The pages that all chunks go on from, and those that each row has behind them.
 
-    The keys are the tokens of these whole pages, then each row's tokens in its last page, which is not full, with those
-    of its chunk; then padding. Padded rows come last.
+    The keys are what these pages hold, one after the other, then padding. Padded rows come last.
     """
 
     def __init__(self, rows: Sequence[PrefillRow]) -> None:
         self.offset = rows[0].start
         assert all(row.start == self.offset for row in rows)
-        num_pages, self.tail = divmod(self.offset, PAGE_SIZE)
+        num_pages, tail = divmod(self.offset, PAGE_SIZE)
         num_rows, size = padded_count(rows), padded_size(rows)
+        num_own = -(-(tail + size) // PAGE_SIZE)
         self.chunks = PaddedChunks(rows, num_rows=num_rows, length=size)
-        self.num_shared = num_pages * PAGE_SIZE
-        self.table = mx.array(np.array([rows[0].page_ids[:num_pages]], np.int32))
-        tails = np.zeros((num_rows, 1), np.int32)
-        tails[: len(rows), 0] = [row.page_ids[num_pages] for row in rows]
-        self.tails = mx.array(tails)
-        """Each row's page behind the shared ones, int32 [rows, 1]; read if there is a tail."""
-        self._own = self.tail + size
-        self.num_keys = _padded_keys(self.num_shared + num_rows * self._own)
+        self.num_keys = _padded_keys((num_pages + num_rows * num_own) * PAGE_SIZE)
+        table = np.zeros((1, self.num_keys // PAGE_SIZE), np.int32)
+        table[0, :num_pages] = rows[0].page_ids[:num_pages]
+        for i, row in enumerate(rows):
+            own = row.page_ids[num_pages : num_pages + num_own]
+            begin = num_pages + i * num_own
+            table[0, begin : begin + len(own)] = own
+        self.table = mx.array(table)
+        self._num_shared, self._num_own = num_pages * PAGE_SIZE, num_own * PAGE_SIZE
         self._num_rows, self._size = num_rows, size
         self._masks: dict[tuple[int | None, mx.Dtype], mx.array] = {}
 
@@ -55,9 +56,9 @@ class SharedPrefix:
         if window is not None and self.offset + self._size <= window:
             window = None
         if (window, dtype) not in self._masks:
-            behind = mx.arange(self.num_keys) - self.num_shared
-            row = mx.where(behind < 0, -1, behind // self._own)
-            positions = mx.where(behind < 0, mx.arange(self.num_keys), self.num_shared + behind % self._own)
+            behind = mx.arange(self.num_keys) - self._num_shared
+            row = mx.where(behind < 0, -1, behind // self._num_own)
+            positions = self._num_shared + mx.where(behind < 0, behind, behind % self._num_own)
             query_row = mx.repeat(mx.arange(self._num_rows), self._size)[:, None]
             query = mx.tile(self.offset + mx.arange(self._size), self._num_rows)[:, None]
             seen = ((row < 0) | (row == query_row)) & (positions <= query)
@@ -78,15 +79,8 @@ class SharedPrefixView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, tokens, dim]; returns [1, heads, keys, dim]: all that any of the chunks looks at."""
-        place, pool = self._place, self._pool
-        shared = pool.read_rows(place.table)
-        own: Sequence[mx.array] = (keys.astype(pool.dtype), values.astype(pool.dtype))
-        if place.tail:
-            tails = (tail[:, :, : place.tail] for tail in pool.read_rows(place.tails))
-            own = [mx.concatenate([tail, new], axis=2) for tail, new in zip(tails, own, strict=True)]
-        pool.write_slots(place.chunks.slots, keys, values)
-        all_keys, all_values = (self._joined(before, behind) for before, behind in zip(shared, own, strict=True))
-        self._fetched = all_keys, all_values
+        self._pool.write_slots(self._place.chunks.slots, keys, values)
+        self._fetched = self._pool.read_rows(self._place.table)
         return self._fetched
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
@@ -106,14 +100,6 @@ class SharedPrefixView:
         in_a_row = queries.astype(keys.dtype).swapaxes(0, 1).reshape(1, heads, num_rows * size, dim)
         out = mx.fast.scaled_dot_product_attention(in_a_row, keys, values, scale=scale, mask=mask, sinks=sinks)
         return out.reshape(heads, num_rows, size, -1).swapaxes(0, 1).astype(queries.dtype)
-
-    def _joined(self, shared: mx.array, own: mx.array) -> mx.array:
-        """[1, heads, keys, dim] of the prefix [1, heads, tokens, dim] and the rows' [rows, heads, tokens, dim]."""
-        heads, dim = own.shape[1], own.shape[3]
-        behind = own.swapaxes(0, 1).reshape(1, heads, -1, dim)
-        missing = self._place.num_keys - shared.shape[2] - behind.shape[2]
-        padding = [mx.zeros((1, heads, missing, dim), own.dtype)] if missing else []
-        return mx.concatenate([shared, behind, *padding], axis=2)
 
 
 def padded_count(rows: Sequence[PrefillRow]) -> int:

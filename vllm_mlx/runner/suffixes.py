@@ -39,42 +39,37 @@ MAX_SCORES_SHARING = 1 << 26
 
 
 class SuffixPlace:
-    """Where the chunks stand; padded rows and tokens are written to page 0 and seen by nobody."""
+    """Where the chunks stand; padded tokens are written to page 0 and seen by nobody."""
 
     def __init__(self, rows: Sequence[PrefillRow]) -> None:
-        starts = np.array([row.start for row in rows], np.int32)
-        longest = int(starts.max())
-        self._size = padded_size(rows)
-        self._is_even = longest == int(starts.min())
+        starts, size = np.array([row.start for row in rows], np.int32), padded_size(rows)
+        longest = int(starts.max()) + size
+        self._is_even = longest == int(starts.min()) + size
         num_pages = -(-longest // PAGE_SIZE)
         if not self._is_even:
             num_pages = -(-num_pages // PAGES_MULTIPLE) * PAGES_MULTIPLE
         table = np.zeros((len(rows), num_pages), np.int32)
         for i, row in enumerate(rows):
-            own = row.page_ids[: -(-row.start // PAGE_SIZE)]
+            own = row.page_ids[:num_pages]
             table[i, : len(own)] = own
-        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=self._size)
+        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size)
         self.offset = mx.array(starts)
         self.table = mx.array(table)
-        self.num_read = longest if self._is_even else num_pages * PAGE_SIZE
-        """Tokens before the chunks that are shown to attention; some are no row's own unless all rows have as many."""
+        self.num_keys = longest if self._is_even else num_pages * PAGE_SIZE
+        """Tokens that are shown to attention; some are no row's own unless all rows have as many."""
+        self._size = size
         self._masks: dict[tuple[int | None, mx.Dtype], mx.array] = {}
 
     def mask(self, window: int | None, dtype: mx.Dtype) -> mx.array | str:
-        """'causal', or what is added to the scores, [rows, 1, tokens, `num_read` and then the tokens of the chunk]."""
-        if window is not None and self.num_read + self._size <= window:
+        """'causal', or what is added to the scores, [rows, 1, tokens, keys]."""
+        if window is not None and self.num_keys <= window:
             window = None
         if self._is_even and window is None:
             return "causal"
         if (window, dtype) not in self._masks:
-            starts, chunk = self.offset[:, None, None], mx.arange(self._size)
-            queries = starts + chunk[None, :, None]
-            read = mx.arange(self.num_read)[None, None]
-            keys = mx.concatenate(
-                [mx.broadcast_to(read, (starts.shape[0], 1, self.num_read)), starts + chunk[None, None]], axis=-1
-            )
-            is_chunk = mx.arange(keys.shape[-1]) >= self.num_read
-            seen = (keys <= queries) & (is_chunk | (keys < starts))
+            queries = self.offset[:, None, None] + mx.arange(self._size)[:, None]
+            keys = mx.arange(self.num_keys)
+            seen = keys <= queries
             seen = seen if window is None else seen & (keys > queries - window)
             self._masks[window, dtype] = additive(seen, dtype)[:, None]
         return self._masks[window, dtype]
@@ -89,15 +84,10 @@ class SuffixView:
         self.offset = place.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write [rows, heads, tokens, dim]; returns what the pages before hold, and the chunks behind it."""
-        before = self._pool.read_rows(self._place.table)
+        """Write [rows, heads, tokens, dim]; returns what the pages hold from the first token to the last."""
         self._pool.write_slots(self._place.chunks.slots, keys, values)
-        num_read = self._place.num_read
-        keys, values = (
-            mx.concatenate([old[:, :, :num_read], new.astype(old.dtype)], axis=2)
-            for old, new in zip(before, (keys, values), strict=True)
-        )
-        return keys, values
+        keys, values = self._pool.read_rows(self._place.table)
+        return keys[:, :, : self._place.num_keys], values[:, :, : self._place.num_keys]
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """See SuffixPlace. Models that ask for arrays of another kind are not served through pages on a GPU."""
