@@ -78,11 +78,12 @@ def load_model(path: Path) -> tuple[nn.Module, ModelLayers]:
 
 def compute(model: nn.Module, layers: ModelLayers, windows: Sequence[Sequence[int]]) -> Windows:
     """Every token of each window attends to pages."""
-    num_pages = -(-max(map(len, windows)) // PAGE_SIZE)
+    num_pages, num_groups = -(-max(map(len, windows)) // PAGE_SIZE), len(layers.cache_spec().windows)
+    tables = [tuple(range(group * num_pages, (group + 1) * num_pages)) for group in range(num_groups)]
     loss, count, top_tokens = 0.0, 0, []
     for tokens in windows:
-        pages = GrowingPages(layers.paged, num_pages=num_pages, max_pages=num_pages)
-        views = layers.fold(pages.single_views(SinglePlace(0, len(tokens), tuple(range(num_pages)))))
+        pages = GrowingPages(layers.paged, num_pages=num_groups * num_pages, max_pages=num_groups * num_pages)
+        views = layers.fold(pages.single_views(SinglePlace(0, len(tokens), tables)))
         logits = model(mx.array(tokens)[None], cache=views)[0, :-1].astype(mx.float32)
         losses = nn.losses.cross_entropy(logits, mx.array(tokens[1:]))
         top = mx.argmax(logits, axis=-1)

@@ -27,8 +27,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "state": {"num_pages": 0, "state": Layout.STATE},
     "pages and state": {"state": Layout.STATE},
     "pages and rows": {"state": Layout.ROWS},
+    "windows": {"windows": (None, 6, 6, 11)},
+    "windows only": {"windows": (5,)},
+    "windows and state": {"windows": (None, 6), "state": Layout.STATE},
+    "windows and rows": {"windows": (3, None), "state": Layout.ROWS},
 }
 """Of models, by what they keep."""
+PAGES_ONLY = ("pages", "windows", "windows only")
+"""Those that keep nothing outside pages."""
 
 
 class World:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prefix_world import KINDS, PAGE, VOCAB_SIZE, World, opened, submit
+from prefix_world import KINDS, PAGE, PAGES_ONLY, VOCAB_SIZE, World, opened, submit
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.prompt import Prompt
@@ -25,7 +25,7 @@ def test_the_same_prompt_again_computes_only_its_end(kind: str) -> None:
     world.run(submit("b", range(22)))
     assert world.num_cached("a") == 0
     # Pages are shared to the last token but one, other state from where it was kept.
-    num_cached = 21 if kind == "pages" else 20
+    num_cached = 21 if kind in PAGES_ONLY else 20
     assert world.num_cached("b") == num_cached
     assert world.num_prefilled == 22 + 22 - num_cached
     assert world.tokens("a") == world.tokens("b")
@@ -36,7 +36,7 @@ def test_the_next_turn_of_a_chat_finds_the_answer_too(kind: str) -> None:
     world = World(kind)
     world.run(submit("a", range(10), max_tokens=12))
     world.run(submit("b", [*world.history("a", range(10)), 1, 2, 3]))
-    rows = {"pages": 21, "state": 20, "pages and state": 20}
+    rows = {**dict.fromkeys(PAGES_ONLY, 21), "state": 20, "pages and state": 20, "windows and state": 20}
     assert world.num_cached("b") == rows.get(kind, 8)  # rows are copied every 256 tokens only
 
 

@@ -26,6 +26,7 @@ class World:
 
     num_pages: int = 200
     page_size: int = 4
+    windows: tuple[int | None, ...] = (None,)
     max_num_seqs: int = 8
     prefill_step_size: int = 64
     step_costs_s: tuple[float, ...] = (0.0,)
@@ -50,7 +51,11 @@ class Loop:
     def __post_init__(self) -> None:
         w = self.world
         self.runner = FakeRunner(
-            num_pages=w.num_pages, page_size=w.page_size, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
+            num_pages=w.num_pages,
+            page_size=w.page_size,
+            windows=w.windows,
+            vocab_size=VOCAB_SIZE,
+            max_model_len=MAX_MODEL_LEN,
         )
         config = Config(max_num_seqs=w.max_num_seqs, prefill_step_size=w.prefill_step_size)
         self.scheduler = Scheduler(self.runner.info, config, clock=lambda: 0.0)
@@ -94,7 +99,7 @@ class Loop:
 
 
 def alone(submit: Submit, world: World) -> tuple[tuple[int, ...], FinishReason | None]:
-    loop = Loop(World(num_pages=world.num_pages, page_size=world.page_size))
+    loop = Loop(World(num_pages=world.num_pages, page_size=world.page_size, windows=world.windows))
     loop.run([Arrival(0, submit)])
     return loop.tokens(submit.request_id), loop.finish(submit.request_id)
 
@@ -103,6 +108,7 @@ worlds = st.builds(
     World,
     num_pages=st.one_of(st.just(0), st.integers(4, 24)),
     page_size=st.sampled_from([1, 2, 4, 8]),
+    windows=st.sampled_from([(None,), (None,), (5,), (None, 5), (9, None, 2)]),
     max_num_seqs=st.integers(1, 5),
     prefill_step_size=st.integers(1, 40),
     step_costs_s=st.lists(st.floats(0, 3), min_size=1, max_size=3).map(tuple),

@@ -221,7 +221,7 @@ def test_check_notices_a_page_in_two_tables() -> None:
     kv = KVManager(4, page_size=4)
     take(kv, "a", A[:4])
     take(kv, "b", B[:4])
-    kv._tables["b"].page_ids = kv.page_ids("a")
+    kv._tables["b"].tables = (kv.page_ids("a"),)
     with pytest.raises(AssertionError):
         kv.check()
 

@@ -132,16 +132,16 @@ def test_tables_on_the_device_follow_the_rows() -> None:
     inputs = DecodeInputs(windows=(None,), kv_heads=2, num_slots=3, max_pages=4)
     first = (DecodeRow(0, 5, (7,)), DecodeRow(2, 40, (3, 9)))
     inputs.arrays(first, num_rows=4)
-    assert inputs.table.tolist() == [[7, 0, 0, 0], [0, 0, 0, 0], [3, 9, 0, 0], [0, 0, 0, 0]]
+    assert inputs.tables[0].tolist() == [[7, 0, 0, 0], [0, 0, 0, 0], [3, 9, 0, 0], [0, 0, 0, 0]]
     inputs.arrays((DecodeRow(0, 32, (7, 1)), DecodeRow(2, 3, (5,))), num_rows=2)
-    assert inputs.table[0, :2].tolist() == [7, 1]
-    assert inputs.table[2, :1].tolist() == [5]
+    assert inputs.tables[0][0, :2].tolist() == [7, 1]
+    assert inputs.tables[0][2, :1].tolist() == [5]
 
 
 def test_padded_rows_write_to_the_scratch_page_and_have_no_items() -> None:
     inputs = DecodeInputs(windows=(None, 8), kv_heads=2, num_slots=3, max_pages=4)
     arrays = inputs.host_arrays((DecodeRow(1, 33, (4, 6)),), num_rows=4)
-    assert arrays["writes"].tolist() == [6 * 32 + 1, 0, 0, 0]
+    assert arrays["writes_0"].tolist() == [6 * 32 + 1, 0, 0, 0]
     assert arrays["slots"].tolist() == [1, 3, 3, 3]
     assert arrays["positions"].tolist() == [33, 0, 0, 0]
     for i in (0, 1):

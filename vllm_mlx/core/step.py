@@ -40,9 +40,17 @@ class PrefillRow(msgspec.Struct, frozen=True):
     """Position of the chunk's first token; the cache holds exactly this many tokens of the sequence."""
     token_ids: tuple[int, ...]
     page_ids: tuple[int, ...]
-    """The sequence's page table; covers at least start + len(token_ids) tokens."""
+    """The sequence's page table, of the first group of layers; covers at least start + len(token_ids) tokens. Where all
+    layers of the group have a window, entries of pages that no token from `start` on looks at may be 0."""
     samples: bool
     """Whether the chunk ends the known tokens, so that a next token is sampled from its last logits."""
+    other_page_ids: tuple[tuple[int, ...], ...] = ()
+    """The page tables of the other groups (`CacheSpec.windows`), in order; as `page_ids`."""
+
+    @property
+    def tables(self) -> tuple[tuple[int, ...], ...]:
+        """The page tables of all groups."""
+        return (self.page_ids, *self.other_page_ids)
 
 
 class DecodeRow(msgspec.Struct, frozen=True, gc=False):
@@ -53,7 +61,16 @@ class DecodeRow(msgspec.Struct, frozen=True, gc=False):
     """Position of that last token; the cache holds exactly this many tokens of the sequence."""
     page_ids: tuple[int, ...]
     """The sequence's page table; covers at least position + 1 tokens. From step to step it is the same tuple, not only
-    an equal one, until pages are added: a runner that has converted it may ask `is` instead of comparing."""
+    an equal one, until it changes: a runner that has converted it may ask `is` instead of comparing. It changes when
+    pages are added, and where all layers of the group have a window, when they are left behind: entries of pages that
+    no token from `position` on looks at may be 0."""
+    other_page_ids: tuple[tuple[int, ...], ...] = ()
+    """The page tables of the other groups (`CacheSpec.windows`), in order; as `page_ids`."""
+
+    @property
+    def tables(self) -> tuple[tuple[int, ...], ...]:
+        """The page tables of all groups."""
+        return (self.page_ids, *self.other_page_ids)
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -167,7 +184,8 @@ class RunnerInfo(msgspec.Struct, frozen=True):
     max_model_len: int
     """Most tokens of one sequence, prompt and output together."""
     num_pages: int
-    """Usable pages are 1 .. num_pages - 1; page 0 is scratch for padded rows. 0 if no layer is paged."""
+    """Usable pages are 1 .. num_pages - 1, each of one group of layers at a time; page 0 is scratch for padded rows. 0
+    if no layer is paged."""
     cache: CacheSpec
     backend: str
     """'metal', 'cuda', 'cpu' or 'fake'."""

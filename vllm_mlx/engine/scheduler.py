@@ -58,6 +58,8 @@ class Scheduler:
         self._kv = KVManager(
             info.num_pages,
             page_size=info.cache.page_size,
+            windows=info.cache.windows,
+            max_chunk=config.prefill_step_size,
             shares_prefixes=config.prefix_cache,
             rules=checkpoint_rules(info),
             disk=disk,
@@ -164,11 +166,9 @@ class Scheduler:
         """Why the sequence cannot be taken, for the caller; None if it can."""
         if submit.request_id in self._sequences:
             return f"A sequence named {submit.request_id!r} is running already."
-        reason = refusal(submit, self._info)
-        prompt = submit.prompt
+        reason, prompt = refusal(submit, self._info), submit.prompt
         if reason is None and not self._kv.could_fit(len(prompt), token_ids=prompt.token_ids, salt=prompt.salt):
-            room = self._kv.num_usable * self._page_size
-            return f"The prompt has {len(submit.prompt)} tokens; the KV cache has room for {room}."
+            return f"The prompt has {len(prompt)} tokens; the KV cache has room for {self._kv.most_tokens}."
         return reason
 
     def _leave(self, sequence: Sequence) -> None:
@@ -240,12 +240,15 @@ class Scheduler:
         return [sequence for sequence in self._waiting if sequence.is_prepared]
 
     def _plan_decodes(self, draft: Draft) -> None:
-        """A row for every sequence that can decode and whose next token has a page."""
+        """A row for every sequence that can decode and whose next token has a page; who prefills gets a page, too."""
         for sequence in tuple(self._running):
-            if sequence.slot is None or not sequence.can_decode or not self._make_room(sequence):
+            can_decode = sequence.can_decode
+            if sequence.slot is None or not (can_decode or sequence.is_prefilling):
                 continue
-            page_ids = self._kv.page_ids(sequence.request_id)
-            draft.decodes.append(DecodeRow(sequence.slot, sequence.num_computed, page_ids))
+            if not self._make_room(sequence) or not can_decode:
+                continue
+            page_ids, others = self._kv.row_tables(sequence.request_id)
+            draft.decodes.append(DecodeRow(sequence.slot, sequence.num_computed, page_ids, others))
             draft.add(sequence, 1, samples=True)
             self._take_checkpoint(sequence, draft)
 
@@ -258,7 +261,7 @@ class Scheduler:
                 continue
             if len(self._running) > 1:
                 self._preempt(sequence)
-            elif not sequence.num_pending:
+            elif not self._launched:  # what is under way may give pages back
                 self._end_for_want_of_pages(sequence)
             return False
         return True
@@ -327,15 +330,19 @@ class Scheduler:
         return True
 
     def _prefill(self, sequence: Sequence, size: int, draft: Draft) -> None:
+        """A chunk of a running sequence, or as much of it as there are pages for."""
         assert sequence.slot is not None
         start = sequence.num_computed
+        size = self._kv.cover(sequence.request_id, start + size) - start
+        if size <= 0:
+            return
         token_ids = tuple(sequence.token_ids[start : start + size])
         samples = start + size == len(sequence.token_ids)
         if not samples and start == sequence.num_cached and not sequence.has_output:
             # The first token of a long prompt is far away; what was found is told at once.
             self._outputs.append(Output(sequence.request_id, num_cached=start, queued_s=sequence.queued_s))
-        page_ids = self._kv.page_ids(sequence.request_id)
-        draft.prefills.append(PrefillRow(sequence.slot, start, token_ids, page_ids, samples))
+        page_ids, others = self._kv.row_tables(sequence.request_id)
+        draft.prefills.append(PrefillRow(sequence.slot, start, token_ids, page_ids, samples, others))
         draft.add(sequence, size, samples=samples)
         self._take_checkpoint(sequence, draft)
 

@@ -34,12 +34,18 @@ def tail_name(parent: bytes, *, salt: bytes) -> bytes:
     return hashlib.blake2b(parent, digest_size=16, salt=b"tail", key=hashlib.sha256(salt).digest()).digest()
 
 
+def group_name(name: bytes, group: int) -> bytes:
+    """The name that a page has in a group of layers; in the first group it is `name` itself."""
+    return name[:-1] + bytes((name[-1] ^ group,)) if group else name
+
+
 class PagePool:
     """Hands out pages 1 .. num_pages - 1, counts their users, and keeps named pages after their last user left.
 
     A page is free, in use, or *kept*: named, used by nobody, found by its name until its memory is needed. Free pages
     are handed out first, lowest id first, so that a pool whose memory is touched lazily stays small; then the kept page
-    that was given back longest ago. What is kept per page takes about 150 bytes.
+    that was *left behind* longest ago, for that one is the least likely to be wanted; then the one that was given back
+    longest ago. What is kept per page takes about 150 bytes.
     """
 
     def __init__(self, num_pages: int) -> None:
@@ -95,8 +101,11 @@ class PagePool:
             self._kept.remove(page_id)
             self._kept.append(page_id)
 
-    def release(self, page_id: int) -> None:
-        """One user less; the last one frees the page, or leaves it kept. Raises KeyError if nobody uses it."""
+    def release(self, page_id: int, *, is_left_behind: bool = False) -> None:
+        """One user less; the last one frees the page, or leaves it kept. Raises KeyError if nobody uses it.
+
+        What is left behind is evicted before what is given back.
+        """
         if self._num_users[page_id] <= 0:
             raise KeyError(page_id)
         self._num_users[page_id] -= 1
@@ -105,6 +114,8 @@ class PagePool:
         self.num_used -= 1
         if self._names[page_id] is None and page_id not in self._tails:
             heapq.heappush(self._free, page_id)
+        elif is_left_behind:
+            self._kept.append_early(page_id)
         else:
             self._kept.append(page_id)
 
@@ -188,15 +199,17 @@ class PagePool:
 
 
 class _Order:
-    """Page ids in the order in which they were appended; any of them can be taken out at once."""
+    """Page ids in two parts, each in the order in which they were appended; any of them can be taken out at once."""
 
     _NOWHERE = -1
 
     def __init__(self, num_pages: int) -> None:
-        # A ring through page 0, which is never a member.
-        self._next = array("i", [self._NOWHERE]) * num_pages
-        self._previous = array("i", [self._NOWHERE]) * num_pages
-        self._next[SCRATCH_PAGE] = self._previous[SCRATCH_PAGE] = SCRATCH_PAGE
+        # A ring through page 0, which is never a member, and through one more that stands between the parts.
+        self._next = array("i", [self._NOWHERE]) * (num_pages + 1)
+        self._previous = array("i", [self._NOWHERE]) * (num_pages + 1)
+        self._border = num_pages
+        self._next[SCRATCH_PAGE] = self._previous[SCRATCH_PAGE] = self._border
+        self._next[self._border] = self._previous[self._border] = SCRATCH_PAGE
         self.size = 0
 
     def __contains__(self, page_id: int) -> bool:
@@ -205,14 +218,17 @@ class _Order:
     def __iter__(self) -> Iterator[int]:
         page_id = self._next[SCRATCH_PAGE]
         while page_id != SCRATCH_PAGE:
-            yield page_id
+            if page_id != self._border:
+                yield page_id
             page_id = self._next[page_id]
 
     def append(self, page_id: int) -> None:
-        last = self._previous[SCRATCH_PAGE]
-        self._next[last] = self._previous[SCRATCH_PAGE] = page_id
-        self._previous[page_id], self._next[page_id] = last, SCRATCH_PAGE
-        self.size += 1
+        """Last of all."""
+        self._insert(page_id, before=SCRATCH_PAGE)
+
+    def append_early(self, page_id: int) -> None:
+        """Last of those that come before all that were appended otherwise."""
+        self._insert(page_id, before=self._border)
 
     def remove(self, page_id: int) -> None:
         if page_id not in self:
@@ -223,6 +239,13 @@ class _Order:
         self.size -= 1
 
     def pop_first(self) -> int:
-        page_id = self._next[SCRATCH_PAGE]
+        first = self._next[SCRATCH_PAGE]
+        page_id = self._next[first] if first == self._border else first
         self.remove(page_id)
         return page_id
+
+    def _insert(self, page_id: int, *, before: int) -> None:
+        last = self._previous[before]
+        self._next[last] = self._previous[before] = page_id
+        self._previous[page_id], self._next[page_id] = last, before
+        self.size += 1

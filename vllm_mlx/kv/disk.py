@@ -106,12 +106,9 @@ class DiskCache:
 
     # ---- in ----
 
-    def count(self, names: Sequence[bytes], *, kind: Kind = Kind.PAGE) -> int:
-        """How many of `names` are on disk before the first that is not."""
-        for index, name in enumerate(names):
-            if not self._tier.has(name, kind=kind):
-                return index
-        return len(names)
+    def has_page(self, name: bytes) -> bool:
+        """Whether a page is on disk."""
+        return self._tier.has(name, kind=Kind.PAGE)
 
     def has_checkpoint(self, name: bytes) -> bool:
         """Whether the state behind a page is on disk."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vllm_mlx.kv.blocks import PagePool
 from vllm_mlx.kv.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ class Loader:
             count, names, checkpoint = self._matcher.on_disk(self.disk, table, token_ids, match)
             table.was_read = count <= match.count
             if not table.was_read:
-                self._spare(table.names[: match.reach])
+                self._spare(self._matcher.needed(table.names, count))
                 self.disk.read(seq_id, names, checkpoint)
             return table.was_read
         for kind, name, payload in self.disk.take(seq_id):
@@ -59,9 +59,9 @@ class Loader:
         )
         return None if found in coming else found
 
-    def _spare(self, names: Sequence[bytes]) -> None:
+    def _spare(self, names: Iterable[bytes]) -> None:
         """What is loaded must not take the place of the pages before it: they count as used now, the first last."""
-        for name in reversed(names):
+        for name in reversed(tuple(names)):
             page_id = self._pool.find(name)
             if page_id is not None:
                 self._pool.touch(page_id)

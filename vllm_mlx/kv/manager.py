@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 
+from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.core.messages import CacheFreed, Stats
 from vllm_mlx.kv.admission import Admission, Admitted, CheckpointRules, Orders
-from vllm_mlx.kv.blocks import PagePool
+from vllm_mlx.kv.blocks import SCRATCH_PAGE, PagePool, group_name
 from vllm_mlx.kv.checkpoints import Checkpoints
 from vllm_mlx.kv.disk import DiskCache, Export
+from vllm_mlx.kv.holdings import Holdings
 from vllm_mlx.kv.loading import Loader
 from vllm_mlx.kv.matching import Match, Matcher
-from vllm_mlx.kv.tables import Table, stops
+from vllm_mlx.kv.pins import Pins
+from vllm_mlx.kv.tables import Table, cuts, stops
 from vllm_mlx.kv.tiers.record import Kind
+from vllm_mlx.kv.under_way import UnderWay
 
 __all__ = ["Admission", "Admitted", "CheckpointRules", "KVManager", "Orders"]
-
-MAX_PINNED_SHARE = 2
-"""At most one page in so many is pinned, so that others can still be served."""
 
 
 class KVManager:
     """Gives sequences pages of `page_size` tokens; ids only, the runner owns the memory.
 
-    `num_pages` counts the scratch page 0. With `num_pages=0` no layer is paged: everything fits, and
-    every table is empty. Unless `shares_prefixes`, every sequence computes all its tokens itself. A model with state
-    outside pages has `rules`: of its prefixes only those are shared that end at a checkpoint.
+    `num_pages` counts the scratch page 0. A page is of one group of layers at a time; a sequence has a table for each
+    of the `windows` (see `PageGroups`), and chunks of at most `max_chunk` tokens. With `num_pages=0` no layer is paged:
+    everything fits, and every table is empty. Unless `shares_prefixes`, every sequence computes all its tokens itself.
+    A model with state outside pages has `rules`: of its prefixes only those are shared that end at a checkpoint.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class KVManager:
         num_pages: int,
         *,
         page_size: int,
+        windows: tuple[int | None, ...] = (None,),
+        max_chunk: int = 2048,
         shares_prefixes: bool = True,
         rules: CheckpointRules | None = None,
         disk: DiskCache | None = None,
@@ -47,13 +51,16 @@ class KVManager:
         self._shares_prefixes = shares_prefixes and (num_pages > 0 if rules is None else rules.max_bytes > 0)
         self._pool = PagePool(num_pages)
         self._checkpoints = Checkpoints(rules.max_bytes if rules else 0)
-        self._matcher = Matcher(self._pool, self._checkpoints, num_pages=num_pages, page_size=page_size, rules=rules)
+        self._groups = PageGroups(windows if num_pages else (), page_size)
+        self._has_windows = self._groups.has_windows
+        self._matcher = Matcher(self._pool, self._checkpoints, self._groups, rules=rules)
+        self._holdings = Holdings(self._pool, self._groups, max_chunk=max_chunk)
         loads = disk is not None and self._shares_prefixes
         self._loader = Loader(disk, self._matcher, self._pool, self._checkpoints) if disk and loads else None
         self._tables: dict[str, Table] = {}
         self._waiting: dict[str, Table] = {}
-        self._announced: dict[bytes, str] = {}
-        self._pinned: list[int] = []
+        self._under_way = UnderWay()
+        self._pins = Pins(self._pool, disk if loads else None, num_pages=num_pages)
         self._copies: list[tuple[int, int]] = []
 
     @property
@@ -69,12 +76,17 @@ class KVManager:
     @property
     def num_pinned(self) -> int:
         """Pages that are never given to others."""
-        return len(self._pinned)
+        return len(self._pins)
 
     @property
     def num_usable(self) -> int:
         """Pages that a sequence alone could have."""
-        return max(0, self._num_pages - 1 - len(self._pinned))
+        return max(0, self._num_pages - 1 - len(self._pins))
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest sequence that has room if nobody else uses a page; None if there is no end to it."""
+        return self._groups.most_tokens(self.num_usable)
 
     @property
     def num_reading(self) -> int:
@@ -87,7 +99,7 @@ class KVManager:
             pages_used=self._pool.num_used,
             pages_free=self._pool.num_free,
             pages_kept=self._pool.num_kept,
-            pages_pinned=len(self._pinned),
+            pages_pinned=len(self._pins),
             num_evicted_pages=self._pool.num_evicted,
             num_checkpoints=len(self._checkpoints),
             num_loading=self.num_reading,
@@ -101,15 +113,18 @@ class KVManager:
         return bool(has_bytes or self._checkpoints.has_dropped)
 
     def pages_for(self, num_tokens: int) -> int:
-        """How many pages hold `num_tokens` tokens."""
+        """How many pages of a group hold `num_tokens` tokens."""
         return -(-num_tokens // self._page_size) if self._num_pages else 0
 
     def could_fit(self, num_tokens: int, *, token_ids: Sequence[int] = (), salt: bytes = b"") -> bool:
         """Whether `num_tokens` tokens, of which `token_ids` are known, fit if nobody else uses a page."""
-        num_missing = self.pages_for(num_tokens) - self.num_usable
-        if num_missing <= 0 or not self._pinned:
+        num_missing = self._groups.pages_for(num_tokens) - self.num_usable
+        if num_missing <= 0 or not self._pins:
             return num_missing <= 0
-        return num_missing <= len({*self._match(Table(salt), token_ids).page_ids}.intersection(self._pinned))
+        tables = zip(self._match(Table(salt), token_ids).tables, self._groups.windows, strict=True)
+        # What is pinned in a window is of no use any more when that has moved on.
+        shared = {page_id for page_ids, window in tables if window is None for page_id in page_ids}
+        return num_missing <= len(shared & self._pins.page_ids)
 
     # ---- the life of a sequence ----
 
@@ -130,7 +145,7 @@ class KVManager:
         is pinned stays until `forget`.
         """
         table = self._waiting.setdefault(seq_id, Table(salt, breakpoints, is_pinned))
-        if table.awaited in self._announced:
+        if table.awaited in self._under_way:
             return Admission.PREFIX_UNDER_WAY
         match = self._match(table, token_ids)
         table.awaited = self._last_under_way(table, token_ids, match)
@@ -140,34 +155,32 @@ class KVManager:
             if not self._loader.is_done(seq_id, table, token_ids, match):
                 return Admission.READING
             match = self._match(table, token_ids)
-        num_missing = self.pages_for(num_tokens) - len(match.page_ids)
+        num_missing = self._holdings.num_missing(match, num_tokens, is_alone=not self._tables)
         num_kept = sum(self._pool.is_kept(page_id) for page_id in match.page_ids)
-        num_spare = self._pool.num_free - num_kept - num_missing - headroom
+        num_spare = self._pool.num_free - self._holdings.num_promised - num_kept - num_missing - headroom
         if num_spare < 0:
             return Admission.NO_ROOM
         self._share(match, table.names)
-        source, num_copied = self._matcher.tail(table, token_ids, match.count) if num_spare else (0, 0)
-        if num_copied:
+        sources, num_copied = self._matcher.tail(table, token_ids, match.count)
+        if num_spare < len(sources):
+            sources, num_copied = (), 0
+        for source in sources:
             self._pool.share(source)  # until the copy is on its way, see `take_orders`
-        table.page_ids = (*match.page_ids, *self._pool.allocate(num_missing))
-        if num_copied:
-            self._copies.append((source, table.page_ids[match.count]))
+        self._holdings.begin(table, match, num_tokens, has_copy=bool(sources))
+        self._copies += (
+            (source, page_ids[match.count]) for source, page_ids in zip(sources, table.tables, strict=False)
+        )
         self._begin(seq_id, table, token_ids, match)
         self._tables[seq_id] = self._waiting.pop(seq_id)
         return Admitted(match.count * self._page_size + num_copied, match.checkpoint)
 
     def reserve(self, seq_id: str, num_tokens: int) -> bool:
-        """Make the table of `seq_id` cover `num_tokens` tokens; False, and nothing changed, if too few are free."""
-        table = self._tables[seq_id]
-        num_held = len(table.page_ids)
-        if num_tokens <= num_held * self._page_size:
-            return True
-        num_missing = self.pages_for(num_tokens) - num_held
-        if num_missing > self._pool.num_free:
-            return False
-        if num_missing > 0:
-            table.page_ids += self._pool.allocate(num_missing)
-        return True
+        """Make the tables of `seq_id` cover `num_tokens` tokens; False, and nothing changed, if too few are free."""
+        return self._holdings.extend(self._tables[seq_id], num_tokens)
+
+    def cover(self, seq_id: str, num_tokens: int) -> int:
+        """Make its tables cover `num_tokens` tokens, or as many as there is room for; returns for how many they do."""
+        return self._holdings.cover(self._tables[seq_id], num_tokens)
 
     def next_stop(self, seq_id: str, start: int) -> int | None:
         """Where a chunk that begins at `start` must end at the latest, for a state is to be kept there."""
@@ -202,7 +215,7 @@ class KVManager:
         self._checkpoints.keep(number, mine, size_bytes=size_bytes, is_pinned=is_pinned)
         if former is not None and self._checkpoints.is_kept(former):
             self._checkpoints.drop(former)
-        self._retract(seq_id, mine)
+        self._under_way.retract(seq_id, mine)
 
     def drop_checkpoint(self, number: int) -> None:
         """A checkpoint was taken that is of no use any more."""
@@ -212,21 +225,10 @@ class KVManager:
         """Offer the pages that are full: the first `num_computed` of the sequence's `token_ids` are in its pages."""
         table = self._tables[seq_id]
         table.num_computed = num_computed
-        num_full = num_computed // self._page_size
-        if not self._shares_prefixes:
-            return
-        if num_full > table.num_named:
-            names = table.name_pages(token_ids, num_full, page_size=self._page_size)
-            if table.page_ids:
-                for index in range(table.num_named, num_full):
-                    self._pool.set_name(table.page_ids[index], names[index])
-            if self._rules is None:
-                self._retract(seq_id, names[table.num_named : num_full])
-            table.num_named = num_full
-        if num_computed == table.num_known:
-            self._retract(seq_id, table.announced)
-            self._keep_tail(table, token_ids)
-            self._pin(table)
+        if self._shares_prefixes:
+            self._offer(seq_id, table, token_ids)
+        if self._has_windows:
+            self._holdings.leave_behind(table)
 
     def release(self, seq_id: str, token_ids: Sequence[int] = ()) -> None:
         """Give back all pages of a sequence, or forget that it waits; one that is not known is ignored.
@@ -239,12 +241,10 @@ class KVManager:
         table = self._tables.get(seq_id)
         if table is None:
             return
-        self._retract(seq_id, table.announced)
+        self._under_way.retract(seq_id, table.announced)
         self._keep_tail(table, token_ids)
         del self._tables[seq_id]
-        # The end first: a page is of no use without those before it, so it is the first to be evicted.
-        for page_id in reversed(table.page_ids):
-            self._pool.release(page_id)
+        self._holdings.give_back(table)
 
     # ---- what is remembered ----
 
@@ -262,9 +262,7 @@ class KVManager:
 
     def forget(self) -> CacheFreed:
         """Drop all remembered prefixes, pinned ones too."""
-        for page_id in self._pinned:
-            self._pool.release(page_id)
-        self._pinned.clear()
+        self._pins.clear()
         num_stored = self._loader.disk.forget() if self._loader else 0
         return CacheFreed(self._pool.forget(), self._checkpoints.forget(), num_stored)
 
@@ -292,50 +290,59 @@ class KVManager:
         self._loader.disk.store(exports, payloads)
 
     def page_ids(self, seq_id: str) -> tuple[int, ...]:
-        """The sequence's page table; empty if it has none. The same object until pages are added."""
+        """The sequence's page table of the first group; empty if it has none. The same object until it changes."""
         table = self._tables.get(seq_id)
         return table.page_ids if table else ()
 
+    def row_tables(self, seq_id: str) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Its page tables of the first group and of the others; each is the same object until it changes."""
+        return self._tables[seq_id].row_tables
+
     def find(self, name: bytes) -> int | None:
-        """The page of that name (see `blocks.page_name`), in use or remembered."""
+        """The page of that name (see `blocks.page_name` and `group_name`), in use or remembered."""
         return self._pool.find(name)
 
     def check(self) -> None:
         """Raise AssertionError if a page is lost, miscounted, or both free and used. For tests: looks at all pages."""
-        num_users = Counter(page for table in self._tables.values() for page in table.page_ids)
-        num_users.update(self._pinned)
+        held = {seq_id: list(itertools.chain(*table.tables)) for seq_id, table in self._tables.items()}
+        num_users = Counter(page for page_ids in held.values() for page in page_ids if page != SCRATCH_PAGE)
+        num_users.update(self._pins.page_ids)
         num_users.update(source for source, _ in self._copies)
         self._pool.check(dict(num_users), num_pages=self._num_pages)
         self._checkpoints.check()
         assert not set(self._tables) & set(self._waiting), "a sequence with a table waits for one"
         for seq_id, table in self._tables.items():
             assert not self._num_pages or table.num_named <= len(table.page_ids), f"{seq_id}: more names than pages"
-            assert len(set(table.page_ids)) == len(table.page_ids), f"{seq_id}: a page twice in one table"
-        for name, seq_id in self._announced.items():
+            page_ids = [page_id for page_id in held[seq_id] if page_id != SCRATCH_PAGE]
+            assert len(set(page_ids)) == len(page_ids), f"{seq_id}: a page twice in its tables"
+            num_left = sum(table.first_pages)
+            assert len(page_ids) + num_left == len(held[seq_id]), f"{seq_id}: a page is missing, or held for nothing"
+        num_promised = sum(table.num_promised for table in self._tables.values())
+        assert num_promised == self._holdings.num_promised, "promised pages are miscounted"
+        for name, seq_id in self._under_way.owned():
             assert name in self._tables[seq_id].announced, f"{seq_id} does not know what it announced"
 
     # ---- matching ----
 
     def _match(self, table: Table, token_ids: Sequence[int]) -> Match:
         """The longest prefix in memory; none if prefixes are not shared."""
-        return self._matcher.match(table, token_ids) if self._shares_prefixes else Match([], 0, 0)
+        return self._matcher.match(table, token_ids) if self._shares_prefixes else self._matcher.nothing
 
     def _last_under_way(self, table: Table, token_ids: Sequence[int], match: Match) -> bytes | None:
         """The last name of this prefix that somebody else is about to have; None if nobody is."""
         most = (len(token_ids) - 1) // self._page_size
-        if not self._announced or match.count >= most:
+        if not self._under_way or match.count >= most:
             return None
         names = table.name_pages(token_ids, most, page_size=self._page_size)[match.count : most]
-        announced = self._announced.__contains__
         # Pages are of use without a gap only.
-        under_way = filter(announced, names) if self._rules is not None else itertools.takewhile(announced, names)
-        return next(iter(deque(under_way, maxlen=1)), None)
+        return self._under_way.last_of(names, without_gap=self._rules is None)
 
     def _share(self, match: Match, names: Sequence[bytes]) -> None:
         """Use what was found, and offer to the disk what is used for the second time."""
-        for name, page_id in zip(names, match.page_ids, strict=False):
-            if self._pool.share(page_id) and self._loader is not None:
-                self._loader.disk.offer(Kind.PAGE, name)
+        for group, page_ids in enumerate(match.tables):
+            for name, page_id in zip(names, page_ids, strict=False):
+                if page_id != SCRATCH_PAGE and self._pool.share(page_id) and self._loader is not None:
+                    self._loader.disk.offer(Kind.PAGE, group_name(name, group))
         if match.checkpoint is not None and self._checkpoints.use(match.checkpoint) and self._loader is not None:
             # By the name that it was found by: of rows, that is where this prompt and the one before part.
             size = self._checkpoints.size_of(match.checkpoint)
@@ -349,6 +356,10 @@ class KVManager:
         if not self._shares_prefixes:
             return
         num_full = len(token_ids) // self._page_size
+        if self._has_windows:
+            table.cuts = cuts(
+                table.breakpoints, num_shared=match.count, num_known=len(token_ids), page_size=self._page_size
+            )
         names = table.name_pages(token_ids, num_full, page_size=self._page_size)
         promised = names[match.count : num_full]
         rules = self._rules
@@ -361,35 +372,35 @@ class KVManager:
                 interval=rules.interval,
             )
             promised = [names[stop // self._page_size - 1] for stop in table.stops]
-        table.announced = [name for name in promised if name not in self._announced]
-        self._announced.update(dict.fromkeys(table.announced, seq_id))
+        table.announced = self._under_way.announce(seq_id, promised)
 
-    def _retract(self, seq_id: str, names: Sequence[bytes]) -> None:
-        """What was announced is there, or will not come."""
-        if self._announced:
-            for name in names:
-                if self._announced.get(name) == seq_id:
-                    del self._announced[name]
+    def _offer(self, seq_id: str, table: Table, token_ids: Sequence[int]) -> None:
+        """Name the pages that are full by now; at the end of its known tokens, see what of them is to stay."""
+        num_full = table.num_computed // self._page_size
+        if num_full > table.num_named:
+            names = table.name_pages(token_ids, num_full, page_size=self._page_size)
+            for group, page_ids in enumerate(table.tables):
+                for index in range(table.num_named, num_full):
+                    self._pool.set_name(page_ids[index], group_name(names[index], group))
+            if self._rules is None:
+                self._under_way.retract(seq_id, names[table.num_named : num_full])
+            table.num_named = num_full
+        if table.num_computed == table.num_known:
+            self._under_way.retract(seq_id, table.announced)
+            self._keep_tail(table, token_ids)
+            self._pin(table)
 
     def _keep_tail(self, table: Table, token_ids: Sequence[int]) -> None:
         """Remember the last page with what is in it, if it is partly filled."""
         start = table.num_named * self._page_size
         if self._rules is None and self._shares_prefixes and start < table.num_computed <= len(token_ids):
-            name = table.tail_name(table.num_named)
-            self._pool.set_tail(table.page_ids[table.num_named], name, tuple(token_ids[start : table.num_computed]))
+            name, held = table.tail_name(table.num_named), tuple(token_ids[start : table.num_computed])
+            for group, page_ids in enumerate(table.tables):
+                self._pool.set_tail(page_ids[table.num_named], group_name(name, group), held)
 
     def _pin(self, table: Table) -> None:
-        """Let the pages of a prompt stay, as long as others have room."""
-        if not table.is_pinned or not table.page_ids:
+        """Let stay what prompts need that part from this one at its end, or elsewhere."""
+        if not table.is_pinned or not table.tables:
             return
-        pinned = set(self._pinned)
-        for name in table.names[: table.num_named]:
-            page_id = self._pool.find(name)  # not its own page if another had the name first
-            if page_id is None or page_id in pinned:
-                continue
-            if (len(self._pinned) + 1) * MAX_PINNED_SHARE > self._num_pages - 1:
-                return
-            self._pool.share(page_id)
-            self._pinned.append(page_id)
-            if self._loader is not None:
-                self._loader.disk.offer(Kind.PAGE, name)
+        for count in table.cuts or [table.num_named]:
+            self._pins.add(self._matcher.needed(table.names, count))

@@ -2,102 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.kv.admission import CheckpointRules
-from vllm_mlx.kv.blocks import PagePool
+from vllm_mlx.kv.blocks import SCRATCH_PAGE, PagePool, group_name
 from vllm_mlx.kv.checkpoints import Checkpoints
 from vllm_mlx.kv.disk import DiskCache
 from vllm_mlx.kv.tables import Table
+
+IsThere = Callable[[bytes], object]
+"""Whether something of that name can be had; by truth."""
 
 
 class Match(msgspec.Struct, frozen=True):
     """The longest prefix that is in memory."""
 
-    page_ids: list[int]
-    count: int
+    tables: tuple[list[int], ...]
+    """Its pages in each group of layers; 0 for those that no window shows any more."""
+    count: int = 0
     """Pages long, where there are pages and where there are none."""
-    reach: int
-    """Pages that could be shared if there were a checkpoint behind them."""
     checkpoint: int | None = None
+
+    @property
+    def page_ids(self) -> list[int]:
+        """The pages of all groups."""
+        return [page_id for page_ids in self.tables for page_id in page_ids if page_id != SCRATCH_PAGE]
 
 
 class Matcher:
-    """Looks up prefixes; changes nothing but the names that tables remember."""
+    """Looks up prefixes; changes nothing but the names that tables remember.
+
+    A prefix of so many pages is known if all of them are in groups without a window, those that the next tokens look
+    back at are in the others, and a checkpoint is behind it if the model has `rules` for them.
+    """
 
     def __init__(
-        self,
-        pool: PagePool,
-        checkpoints: Checkpoints,
-        *,
-        num_pages: int,
-        page_size: int,
-        rules: CheckpointRules | None,
+        self, pool: PagePool, checkpoints: Checkpoints, groups: PageGroups, *, rules: CheckpointRules | None
     ) -> None:
         self._pool = pool
         self._checkpoints = checkpoints
-        self._num_pages = num_pages
-        self._page_size = page_size
+        self._groups = groups
+        self._page_size = groups.page_size
+        self._all = range(len(groups.windows))
+        self._windowed = [group for group in self._all if groups.windows[group] is not None]
         self._rules = rules
+
+    @property
+    def nothing(self) -> Match:
+        """No prefix at all."""
+        return Match(tuple([] for _ in self._all))
 
     def match(self, table: Table, token_ids: Sequence[int]) -> Match:
         """The longest known prefix of `token_ids`, at least one token short of them."""
-        most = (len(token_ids) - 1) // self._page_size
-        names = table.name_pages(token_ids, most, page_size=self._page_size)
-        if not self._num_pages:
-            return self._cut_to_checkpoint(names, [], most)
-        page_ids: list[int] = []
-        for name in names[:most]:
-            page_id = self._pool.find(name)
-            if page_id is None:
-                break
-            page_ids.append(page_id)
-        if self._rules is None:
-            return Match(page_ids, len(page_ids), len(page_ids))
-        return self._cut_to_checkpoint(names, page_ids, len(page_ids))
+        names = self._names(table, token_ids)
+        count = self._cut(names, self._reach(names, self._pool.find), self._pool.find, self._has_checkpoint)
+        found = [
+            [SCRATCH_PAGE] * first + [self._pool.find(group_name(name, group)) or 0 for name in names[first:count]]
+            for group in self._all
+            for first in (self._first_page(group, count),)
+        ]
+        checkpoint = self._checkpoints.find(names[count - 1]) if count and self._rules is not None else None
+        return Match(tuple(found), count, checkpoint)
 
-    def _cut_to_checkpoint(self, names: list[bytes], page_ids: list[int], reach: int) -> Match:
-        """Cut the first `reach` pages back to the last checkpoint among them."""
-        for count in range(reach, 0, -1):
-            number = self._checkpoints.find(names[count - 1])
-            if number is not None:
-                return Match(page_ids[:count], count, reach, number)
-        return Match([], 0, reach)
+    def needed(self, names: Sequence[bytes], count: int) -> Iterator[bytes]:
+        """Names of all pages that a prefix of `count` pages needs, from its beginning."""
+        firsts = [self._first_page(group, count) for group in self._all]
+        for index in range(count):
+            for group, first in enumerate(firsts):
+                if index >= first:
+                    yield group_name(names[index], group)
 
-    def tail(self, table: Table, token_ids: Sequence[int], count: int) -> tuple[int, int]:
-        """The partly filled page behind the first `count` pages and how many of its tokens are the next known ones."""
-        if self._rules is not None:
-            return 0, 0
-        found = self._pool.tail(table.tail_name(count))
-        if found is None:
-            return 0, 0
-        page_id, held = found
-        start = count * self._page_size
-        num_equal = 0
-        for ours, theirs in zip(token_ids[start : len(token_ids) - 1], held, strict=False):
-            if ours != theirs:
-                break
-            num_equal += 1
-        return page_id, num_equal
+    def tail(self, table: Table, token_ids: Sequence[int], count: int) -> tuple[tuple[int, ...], int]:
+        """The partly filled page of each group behind the first `count`, and how many of its tokens are the next known.
+
+        No pages if that is none.
+        """
+        if self._rules is not None or not self._all:
+            return (), 0
+        name, page_ids = table.tail_name(count), []
+        known = token_ids[count * self._page_size : len(token_ids) - 1]
+        num_equal = len(known)
+        for group in self._all:
+            found = self._pool.tail(group_name(name, group))
+            if found is None:
+                return (), 0
+            page_ids.append(found[0])
+            num_equal = min(num_equal, _num_equal(known, found[1]))
+        return (tuple(page_ids), num_equal) if num_equal else ((), 0)
 
     def on_disk(
         self, disk: DiskCache, table: Table, token_ids: Sequence[int], match: Match
     ) -> tuple[int, list[bytes], bytes | None]:
         """How many pages long the prefix would be with what is on disk; which pages and which checkpoint to load."""
-        most = (len(token_ids) - 1) // self._page_size
-        names = table.name_pages(token_ids, most, page_size=self._page_size)
-        reach = match.reach
-        if self._num_pages:
-            room = max(0, self._pool.num_free - sum(self._pool.is_kept(page_id) for page_id in match.page_ids))
-            reach += disk.count(names[match.reach : min(most, match.reach + room)])
-        if self._rules is None:
-            return reach, names[match.reach : reach], None
-        for count in range(reach, match.count, -1):
-            name = names[count - 1]
-            if self._checkpoints.find(name) is not None:
-                return count, names[match.reach : count], None
-            if disk.has_checkpoint(name):
-                return count, names[match.reach : count] if self._num_pages else [], name
+        names = self._names(table, token_ids)
+
+        def is_there(name: bytes) -> object:
+            return self._pool.find(name) or disk.has_page(name)
+
+        def has_checkpoint(name: bytes) -> object:
+            return self._has_checkpoint(name) or disk.has_checkpoint(name)
+
+        reach = self._reach(names, is_there)
+        while (count := self._cut(names, reach, is_there, has_checkpoint)) > match.count:
+            needed = list(self.needed(names, count))
+            missing = [name for name in needed if self._pool.find(name) is None]
+            num_kept = sum(self._pool.is_kept(self._pool.find(name) or SCRATCH_PAGE) for name in needed)
+            excess = len(missing) + num_kept - self._pool.num_free
+            if excess <= 0:
+                is_kept = self._rules is None or self._has_checkpoint(names[count - 1])
+                return count, missing, None if is_kept else names[count - 1]
+            reach = count - max(1, excess // len(self._all))
         return match.count, [], None
+
+    def _names(self, table: Table, token_ids: Sequence[int]) -> list[bytes]:
+        """Names of the full pages before the last token, in the first group."""
+        most = (len(token_ids) - 1) // self._page_size
+        return table.name_pages(token_ids, most, page_size=self._page_size)[:most]
+
+    def _has_checkpoint(self, name: bytes) -> bool:
+        return self._checkpoints.find(name) is not None
+
+    def _first_page(self, group: int, count: int) -> int:
+        return self._groups.first_page(group, count * self._page_size)
+
+    def _reach(self, names: Sequence[bytes], is_there: IsThere) -> int:
+        """How many pages follow each other from the first on in all groups without a window."""
+        reach = len(names)
+        for group in self._all:
+            if group not in self._windowed:
+                missing = (i for i in range(reach) if not is_there(group_name(names[i], group)))
+                reach = next(missing, reach)
+        return reach
+
+    def _cut(self, names: Sequence[bytes], reach: int, is_there: IsThere, has_checkpoint: IsThere) -> int:
+        """The most of the first `reach` pages behind which a sequence can go on."""
+        count = reach
+        while count:
+            if self._rules is not None and not has_checkpoint(names[count - 1]):
+                count -= 1
+                continue
+            gap = self._gap(names, count, is_there)
+            if gap is None:
+                break
+            count = gap  # whatever is cut between there and here needs the page that is missing
+        return count
+
+    def _gap(self, names: Sequence[bytes], count: int, is_there: IsThere) -> int | None:
+        """A page that a window shows behind the first `count` and that is missing; None if there is none."""
+        for group in self._windowed:
+            for index in reversed(range(self._first_page(group, count), count)):
+                if not is_there(group_name(names[index], group)):
+                    return index
+        return None
+
+
+def _num_equal(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(ours), len(theirs)))

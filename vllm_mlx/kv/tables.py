@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,14 +11,30 @@ from vllm_mlx.kv.blocks import page_names, tail_name
 
 @dataclass(slots=True)
 class Table:
-    """A sequence's pages in order, and the names of the full ones. Without pages, the names alone."""
+    """A sequence's pages in order, in each group of layers, and the names of the full ones.
+
+    The names are those of the first group. Without pages, they are all there is.
+    """
 
     salt: bytes
     breakpoints: tuple[int, ...] = ()
     """Beginnings of its prompt that others are likely to share, in tokens."""
     is_pinned: bool = False
     """Its prompt is to stay."""
-    page_ids: tuple[int, ...] = ()
+    tables: tuple[tuple[int, ...], ...] = ()
+    """Its pages in each group; 0 for those that were left behind."""
+    row_tables: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] = ((), ())
+    """The same, apart: of the first group, and of the others."""
+    first_pages: list[int] = field(default_factory=list)
+    """Of each group: pages before that one were left behind."""
+    num_covered: int = 0
+    """Tokens that the tables of all groups have pages for."""
+    num_wanted: int = 0
+    """Tokens that it was admitted for."""
+    num_promised: int = 0
+    """Pages that it will still take until those are computed."""
+    cuts: list[int] = field(default_factory=list)
+    """Where another prompt is likely to part from this one, rising, in full pages. Known if a group has a window."""
     names: list[bytes] = field(default_factory=list)
     """Of full pages of known tokens, as far as they were needed."""
     num_known: int = 0
@@ -36,6 +53,16 @@ class Table:
     """A name that another has promised, until which it waits."""
     was_read: bool = False
     """What the disk has of it was loaded, or is not wanted."""
+
+    @property
+    def page_ids(self) -> tuple[int, ...]:
+        """Its pages in the first group."""
+        return self.tables[0] if self.tables else ()
+
+    def is_near_cut(self, index: int, *, back: int) -> bool:
+        """Whether the page is one of the last `back` before a cut."""
+        following = bisect_right(self.cuts, index)
+        return following < len(self.cuts) and index >= self.cuts[following] - back
 
     def name_pages(self, token_ids: Sequence[int], count: int, *, page_size: int) -> list[bytes]:
         """Names of at least the first `count` pages; each is computed once."""
@@ -56,3 +83,13 @@ def stops(points: Iterable[int], *, start: int, num_known: int, page_size: int, 
     wanted = {min(last, point // page_size * page_size) for point in points}
     wanted.update(range(interval, last, interval), (last,))
     return sorted(stop for stop in wanted if stop > start)
+
+
+def cuts(points: Iterable[int], *, num_shared: int, num_known: int, page_size: int) -> list[int]:
+    """Where another prompt may part from one of `num_known` tokens, in full pages.
+
+    At the given points, where this one parted from another (`num_shared` pages), and at the end; a repetition computes
+    its last token again.
+    """
+    wanted = {min(point, num_known) // page_size for point in points}
+    return sorted({*wanted, num_shared, (num_known - 1) // page_size, num_known // page_size})

@@ -15,12 +15,15 @@ Arrays = dict[str, mx.array]
 
 
 class PageTables:
-    """Every slot's page table on the device, int32 [slots + 1, pages]; the last row belongs to padding.
+    """Every slot's page table of a group on the device, int32 [slots + 1, pages]; the last row belongs to padding.
 
-    Only what was added to a table is sent: a step costs the same at any context.
+    Only what was added to a table is sent: a step costs the same at any context. Pages that the group's window does not
+    show any more stay as they are, and nobody reads them.
     """
 
-    def __init__(self, *, num_slots: int, max_pages: int) -> None:
+    def __init__(self, group: int, *, window: int | None, num_slots: int, max_pages: int) -> None:
+        self._group = group
+        self._window = window
         self.array = mx.zeros((num_slots + 1, max(1, max_pages)), mx.int32)
         self._known: list[tuple[int, ...]] = [()] * num_slots
 
@@ -35,67 +38,96 @@ class PageTables:
         columns: list[int] = []
         page_ids: list[int] = []
         for row in rows:
-            known = self._known[row.slot]
-            if row.page_ids is known:
+            known, table = self._known[row.slot], self._table_of(row)
+            if table is known:
                 continue
-            start = len(known) if row.page_ids[: len(known)] == known else 0
-            added = row.page_ids[start:]
+            first = 0 if self._window is None else max(0, row.position - self._window + 1) // PAGE_SIZE
+            start = max(first, len(known)) if table[first : len(known)] == known[first:] else first
+            added = table[start:]
             slots += [row.slot] * len(added)
             columns += range(start, start + len(added))
             page_ids += added
-            self._known[row.slot] = row.page_ids
+            self._known[row.slot] = table
         if page_ids:
             self.array[mx.array(slots), mx.array(columns)] = mx.array(page_ids, dtype=mx.int32)
+
+    def writes(self, rows: Sequence[DecodeRow]) -> list[int]:
+        """Where in a head's part of the pool the rows' tokens go."""
+        at = [(self._table_of(row), row.position) for row in rows]
+        return [table[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for table, position in at]
+
+    def _table_of(self, row: DecodeRow) -> tuple[int, ...]:
+        return row.other_page_ids[self._group - 1] if self._group else row.page_ids
 
 
 class DecodePlace:
     """Where the rows of a step stand, as kernels and views want it; made of arrays that may be a compiler's tracers."""
 
-    def __init__(self, arrays: Arrays, table: mx.array, windows: Sequence[int | None]) -> None:
-        self.table = table
+    def __init__(self, arrays: Arrays, tables: Sequence[mx.array], windows: Sequence[int | None]) -> None:
+        self.tables = tables
+        """Of each group of layers."""
         self.slots = arrays["slots"]
         self.offset = arrays["positions"]
         """Position of each row's token; 0 for padding."""
-        self.writes = arrays["writes"]
-        """Where in a head's part of the pool the token goes; a place in page 0 for padding."""
+        self.writes = [arrays[f"writes_{group}"] for group in range(len(tables))]
+        """Of each group, where in a head's part of the pool the token goes; a place in page 0 for padding."""
         self.items = {window: arrays[f"items_{i}"] for i, window in enumerate(windows)}
         self.starts = {window: arrays[f"starts_{i}"] for i, window in enumerate(windows)}
 
 
 class DecodeInputs:
-    """Builds the arrays of a step; `windows` are those of the paged layers, each once."""
+    """Builds the arrays of a step; `windows` are those of the paged layers, each once.
 
-    def __init__(self, *, windows: Sequence[int | None], kv_heads: int, num_slots: int, max_pages: int) -> None:
+    `group_windows` are those of the groups of layers with tables of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        windows: Sequence[int | None],
+        group_windows: Sequence[int | None] = (None,),
+        kv_heads: int,
+        num_slots: int,
+        max_pages: int,
+    ) -> None:
         self.windows = tuple(windows)
         self._kv_heads = kv_heads
-        self._tables = PageTables(num_slots=num_slots, max_pages=max_pages)
+        self._tables = [
+            PageTables(group, window=window, num_slots=num_slots, max_pages=max_pages)
+            for group, window in enumerate(group_windows)
+        ]
 
     @property
-    def table(self) -> mx.array:
-        """Every slot's page table, as of the last call of `arrays`."""
-        return self._tables.array
+    def num_groups(self) -> int:
+        """Groups of layers."""
+        return len(self._tables)
+
+    @property
+    def tables(self) -> list[mx.array]:
+        """Every slot's page table in each group, as of the last call of `arrays`."""
+        return [table.array for table in self._tables]
 
     def place(self, rows: Sequence[DecodeRow]) -> DecodePlace:
         """Where `rows` stand, without padding."""
-        return DecodePlace(self.arrays(rows, num_rows=len(rows)), self.table, self.windows)
+        return DecodePlace(self.arrays(rows, num_rows=len(rows)), self.tables, self.windows)
 
     def arrays(self, rows: Sequence[DecodeRow], *, num_rows: int) -> Arrays:
         """The arrays for `rows`, padded to `num_rows`."""
-        self._tables.update(rows)
+        for table in self._tables:
+            table.update(rows)
         return {name: mx.array(array) for name, array in self.host_arrays(rows, num_rows=num_rows).items()}
 
     def host_arrays(self, rows: Sequence[DecodeRow], *, num_rows: int) -> dict[str, Integers]:
         """The same, before they are sent to the device."""
-        slots = np.full(num_rows, self._tables.padding_slot, np.int32)
+        slots = np.full(num_rows, self._tables[0].padding_slot, np.int32)
         positions = np.full(num_rows, PADDED, np.int32)
-        writes = np.zeros(num_rows, np.int32)
         count = len(rows)
         slots[:count] = [row.slot for row in rows]
         positions[:count] = [row.position for row in rows]
-        writes[:count] = [
-            row.page_ids[row.position // PAGE_SIZE] * PAGE_SIZE + row.position % PAGE_SIZE for row in rows
-        ]
-        built = {"slots": slots, "positions": np.maximum(0, positions), "writes": writes}
+        built = {"slots": slots, "positions": np.maximum(0, positions)}
+        for group, table in enumerate(self._tables):
+            writes = built[f"writes_{group}"] = np.zeros(num_rows, np.int32)
+            writes[:count] = table.writes(rows)
         capacity = num_items(num_rows, kv_heads=self._kv_heads)
         for i, window in enumerate(self.windows):
             plan = plan_items(positions, capacity=capacity, page_size=PAGE_SIZE, window=window)

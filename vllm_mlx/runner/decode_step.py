@@ -66,7 +66,7 @@ class DecodeStep:
         """The next tokens int32 [size], and `last_tokens` with them in their slots; `draws` are padded to the size."""
         arrays = self._inputs.arrays(rows, num_rows=draws["seeds"].size)
         tokens, last_tokens, self._order.token = self._function(drawing)(
-            arrays, self._inputs.table, last_tokens, self._order.token, draws
+            arrays, self._inputs.tables, last_tokens, self._order.token, draws
         )
         return tokens, last_tokens
 
@@ -105,7 +105,7 @@ class DecodeStep:
         """Logits [num_rows, vocab]."""
         arrays = self._inputs.arrays(rows, num_rows=num_rows)
         logits: mx.array
-        logits, self._order.token = self._function(None)(arrays, self._inputs.table, last_tokens, self._order.token)
+        logits, self._order.token = self._function(None)(arrays, self._inputs.tables, last_tokens, self._order.token)
         return logits
 
     def _shapes(self) -> Iterator[tuple[int, Drawing | None]]:
@@ -123,9 +123,9 @@ class DecodeStep:
         """The step as a function of arrays. Weights and pools are its constants: no step replaces them."""
 
         def forward(
-            arrays: Arrays, table: mx.array, last_tokens: mx.array, token: mx.array, draws: Draws | None = None
+            arrays: Arrays, tables: list[mx.array], last_tokens: mx.array, token: mx.array, draws: Draws | None = None
         ) -> tuple[mx.array, ...]:
-            place = DecodePlace(arrays, table, self._inputs.windows)
+            place = DecodePlace(arrays, tables, self._inputs.windows)
             with self._order.starting_at(token):
                 views = self._layers.fold(self._pages.views(place))
                 logits = self._model(last_tokens[place.slots][:, None], cache=views)[:, -1]

@@ -13,7 +13,7 @@ import msgspec
 from mlx.utils import tree_flatten
 
 from vllm_mlx.runner import codec
-from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers
+from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, paged_groups
 
 WEIGHT_FILES = "model*.safetensors"
 """What the library reads."""
@@ -41,12 +41,13 @@ def fingerprint(path: Path, model: nn.Module, layers: ModelLayers) -> bytes:
         (shape.spec, shape.heads, shape.key_dim, shape.value_dim, str(shape.dtype), shape.bits)
         for shape in layers.shapes
     ]
+    grouping = paged_groups(layers.paged)
     facts = (
         (codec.VERSION, PAGE_SIZE, version("mlx-lm")),
         [(file.name, file.read_bytes()) for file in described],
         [(file.name, _sampled(file)) for file in sorted(path.glob(WEIGHT_FILES))],
         parameters,
-        (shapes, layers.groups),
+        (shapes, layers.groups, *([grouping] if grouping.is_split else [])),
     )
     return hashlib.blake2b(msgspec.msgpack.encode(facts), digest_size=SIZE_BYTES).digest()
 

@@ -41,6 +41,10 @@ class PoolIndex:
         return self._known[heads, size]
 
 
+Tables = Sequence[Sequence[int]]
+"""The page tables of a sequence, one for each group of layers."""
+
+
 class Span:
     """Positions begin .. end - 1 of one sequence and the pages that hold them."""
 
@@ -60,27 +64,32 @@ class SinglePlace:
     With `prefers_array` masks are arrays where the library's attention would otherwise plan anew for every shape.
     """
 
-    def __init__(self, start: int, num_tokens: int, page_ids: Sequence[int], *, prefers_array: bool = False) -> None:
+    def __init__(self, start: int, num_tokens: int, tables: Tables, *, prefers_array: bool = False) -> None:
         self.start = self.offset = start
         self.num_tokens = num_tokens
         self.end = start + num_tokens
         self._prefers_array = prefers_array and num_tokens > 1
-        self.page_ids = page_ids
-        if page_ids:
-            positions = np.arange(start, self.end, dtype=np.int32)
-            self.writes = PoolIndex(_slots_in(page_ids, positions))
-        self._spans: dict[int | None, Span] = {}
+        self._tables = tables
+        self._writes: dict[int, PoolIndex] = {}
+        self._spans: dict[tuple[int, int | None], Span] = {}
         self._masks: dict[tuple[int | None, int], mx.array] = {}
 
     def begin(self, window: int | None) -> int:
         """First position that any token of the chunk looks at."""
         return 0 if window is None else max(0, self.start - window + 1)
 
-    def span(self, window: int | None) -> Span:
-        """What a layer with this window reads, the chunk included."""
-        if window not in self._spans:
-            self._spans[window] = Span(self.page_ids, begin=self.begin(window), end=self.end)
-        return self._spans[window]
+    def writes(self, group: int) -> PoolIndex:
+        """Where the chunk goes."""
+        if group not in self._writes:
+            positions = np.arange(self.start, self.end, dtype=np.int32)
+            self._writes[group] = PoolIndex(_slots_in(self._tables[group], positions))
+        return self._writes[group]
+
+    def span(self, group: int, window: int | None) -> Span:
+        """What a layer of the group with this window reads, the chunk included."""
+        if (group, window) not in self._spans:
+            self._spans[group, window] = Span(self._tables[group], begin=self.begin(window), end=self.end)
+        return self._spans[group, window]
 
     def mask(self, window: int | None, *, begin: int, as_array: bool) -> mx.array | str | None:
         """The chunk's mask over keys from position `begin`: None, 'causal', or a boolean [tokens, end - begin]."""
@@ -103,17 +112,19 @@ class PaddedChunks:
     Padding is written to page 0, where nothing is kept.
     """
 
-    def __init__(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int) -> None:
-        token_ids, slots = np.zeros((2, num_rows, length), np.int32)
+    def __init__(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int, num_groups: int) -> None:
+        token_ids, *slots = np.zeros((1 + num_groups, num_rows, length), np.int32)
         lasts = np.zeros(num_rows, np.int32)
         for i, row in enumerate(rows):
             count = len(row.token_ids)
             token_ids[i, :count] = row.token_ids
-            slots[i, :count] = _slots_in(row.page_ids, np.arange(row.start, row.start + count, dtype=np.int32))
+            positions = np.arange(row.start, row.start + count, dtype=np.int32)
+            for group, page_ids in enumerate(row.tables):
+                slots[group][i, :count] = _slots_in(page_ids, positions)
             lasts[i] = count - 1
         self.token_ids = mx.array(token_ids)
-        self.slots = mx.array(slots.reshape(-1))
-        """Where the tokens go, counted over all pages."""
+        self.slots = tuple(mx.array(places.reshape(-1)) for places in slots)
+        """Where the tokens go in each group of layers, counted over all pages."""
         self.lasts = mx.array(lasts)
         """Index of each row's last token."""
 
@@ -130,18 +141,21 @@ class Rectangle:
         positions: Integers,
         window: int | None,
         span: Span | None,
+        like: Rectangle | None,
     ) -> None:
-        self.index = mx.array(rows)
+        self.rows = rows
         """Where the rows stand in the batch."""
+        self.index: mx.array = mx.array(rows) if like is None else like.index
+        """The same, on the device."""
         self.num_slots = table.shape[1] * PAGE_SIZE
         """Tokens that the pages of a row have room for."""
         self.length = int((positions - begins).max()) + 1
         self.pages = PoolIndex(table)
         self.span = span
         """Of a lone row: its exact span, read without padding or mask."""
-        self.mask: mx.array | None = None
-        """Boolean [rows, 1, 1, length], or None where nothing is hidden."""
-        if span is None:
+        self.mask: mx.array | None = None if like is None else like.mask
+        """Boolean [rows, 1, 1, length], or None where nothing is hidden; that of `like`, which has the same rows."""
+        if span is None and like is None:
             seen = _seen(begins[:, None] + np.arange(self.length, dtype=np.int32)[None], positions, window)
             self.mask = None if seen.all() else mx.array(seen)[:, None, None]
 
@@ -153,22 +167,27 @@ class BatchPlace:
         self._rows = rows
         self.positions = np.asarray([row.position for row in rows], dtype=np.int32)
         self.offset = mx.array(self.positions)
-        self._plans: dict[int | None, list[Rectangle]] = {}
+        self._writes: dict[int, PoolIndex] = {}
+        self._tables: dict[int, Integers] = {}
+        self._whole: dict[int, Rectangle] = {}
+        self._plans: dict[int | None, dict[int, list[Rectangle]]] = {}
         self._orders: dict[int | None, mx.array] = {}
         self._masks: dict[int | None, mx.array] = {}
 
-    @cached_property
-    def writes(self) -> PoolIndex:
+    def writes(self, group: int) -> PoolIndex:
         """Where the rows' new tokens go."""
-        pages = [row.page_ids[row.position // PAGE_SIZE] for row in self._rows]
-        return PoolIndex(_slots(np.asarray(pages, dtype=np.int32), self.positions))
+        if group not in self._writes:
+            pages = [row.tables[group][row.position // PAGE_SIZE] for row in self._rows]
+            self._writes[group] = PoolIndex(_slots(np.asarray(pages, dtype=np.int32), self.positions))
+        return self._writes[group]
 
-    @cached_property
-    def _table(self) -> Integers:
-        table = np.zeros((len(self._rows), max(len(row.page_ids) for row in self._rows)), dtype=np.int32)
-        for i, row in enumerate(self._rows):
-            table[i, : len(row.page_ids)] = row.page_ids
-        return table
+    def _table(self, group: int) -> Integers:
+        if group not in self._tables:
+            tables = [row.tables[group] for row in self._rows]
+            table = self._tables[group] = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+            for i, page_ids in enumerate(tables):
+                table[i, : len(page_ids)] = page_ids
+        return self._tables[group]
 
     @property
     def longest(self) -> int:
@@ -182,24 +201,30 @@ class BatchPlace:
             self._masks[window] = mx.array(seen)[:, None, None]
         return self._masks[window]
 
-    @cached_property
-    def whole(self) -> Rectangle:
+    def whole(self, group: int) -> Rectangle:
         """All rows, all positions from 0, in one rectangle."""
-        first, num_pages = self._page_range(None)
-        return self._rectangle(np.arange(len(self._rows), dtype=np.int32), first, num_pages, None)
+        if group not in self._whole:
+            rows = np.arange(len(self._rows), dtype=np.int32)
+            self._whole[group] = self._rectangle(rows, group, None)
+        return self._whole[group]
 
-    def rectangles(self, window: int | None) -> list[Rectangle]:
+    def rectangles(self, group: int, window: int | None) -> list[Rectangle]:
         """What a layer with this window reads, in rectangles that pad no row to more than twice its pages."""
-        if window not in self._plans:
-            first, num_pages = self._page_range(window)
-            classes = np.ceil(np.log2(num_pages)).astype(np.int32)
-            members = [np.flatnonzero(classes == size).astype(np.int32) for size in np.unique(classes)]
-            self._plans[window] = [self._rectangle(rows, first, num_pages, window) for rows in members]
-            self._orders[window] = mx.array(np.argsort(np.concatenate(members)).astype(np.int32))
-        return self._plans[window]
+        plans = self._plans.setdefault(window, {})
+        if group not in plans:
+            like = next(iter(plans.values()), None)
+            if like is None:
+                _, num_pages = self._page_range(window)
+                classes = np.ceil(np.log2(num_pages)).astype(np.int32)
+                members = [np.flatnonzero(classes == size).astype(np.int32) for size in np.unique(classes)]
+                plans[group] = [self._rectangle(rows, group, window) for rows in members]
+                self._orders[window] = mx.array(np.argsort(np.concatenate(members)).astype(np.int32))
+            else:
+                plans[group] = [self._rectangle(each.rows, group, window, like=each) for each in like]
+        return plans[group]
 
     def original_order(self, window: int | None) -> mx.array:
-        """Index that puts the rows of `rectangles(window)`, one after the other, back into batch order."""
+        """Index that puts the rows of the rectangles of a window, one after the other, back into batch order."""
         return self._orders[window]
 
     def _page_range(self, window: int | None) -> tuple[Integers, Integers]:
@@ -208,19 +233,23 @@ class BatchPlace:
         first = begins // PAGE_SIZE
         return first, self.positions // PAGE_SIZE - first + 1
 
-    def _rectangle(self, rows: Integers, first: Integers, num_pages: Integers, window: int | None) -> Rectangle:
+    def _rectangle(
+        self, rows: Integers, group: int, window: int | None, *, like: Rectangle | None = None
+    ) -> Rectangle:
+        first, num_pages = self._page_range(window)
+        all_pages = self._table(group)
         width = int(num_pages[rows].max())
         column = np.arange(width, dtype=np.int32)[None]
         # Columns past a row's own pages read page 0, which the mask hides.
-        pages = self._table[rows[:, None], np.minimum(first[rows][:, None] + column, self._table.shape[1] - 1)]
+        pages = all_pages[rows[:, None], np.minimum(first[rows][:, None] + column, all_pages.shape[1] - 1)]
         table = np.where(column < num_pages[rows][:, None], pages, 0).astype(np.int32)
         positions, span = self.positions[rows], None
         if len(rows) == 1:
             end = int(positions[0]) + 1
             begin = 0 if window is None else max(0, end - window)
-            span = Span(self._rows[int(rows[0])].page_ids, begin=begin, end=end)
+            span = Span(self._rows[int(rows[0])].tables[group], begin=begin, end=end)
         begins = first[rows] * PAGE_SIZE
-        return Rectangle(rows, table, begins=begins, positions=positions, window=window, span=span)
+        return Rectangle(rows, table, begins=begins, positions=positions, window=window, span=span, like=like)
 
 
 def _seen(keys: Integers, positions: Integers, window: int | None) -> NDArray[np.bool_]:

@@ -11,13 +11,13 @@ import mlx.core as mx
 from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.codec import PagePart, join_pages
 from vllm_mlx.runner.decode_inputs import DecodeInputs, DecodePlace
-from vllm_mlx.runner.geometry import BatchPlace, SinglePlace, Span
+from vllm_mlx.runner.geometry import BatchPlace, PoolIndex, SinglePlace, Span
 from vllm_mlx.runner.kernels.check import Check, check_decode, pool_format
 from vllm_mlx.runner.kernels.decode import PagedAttention
 from vllm_mlx.runner.kernels.paging import PageKernels
 from vllm_mlx.runner.kernels.pools import PoolFormat, empty_pools
 from vllm_mlx.runner.kernels.variant import DecodeVariant
-from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
+from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower, paged_groups
 from vllm_mlx.runner.pages import SinglePageView, write_split_pages
 
 
@@ -65,15 +65,26 @@ class WriteOrder:
 class KernelPool:
     """Keys and values of one layer, flat [heads x pages x PAGE_SIZE, dim], changed in place by kernels only.
 
-    Quantised pools have words in place of elements, and `scales` besides, [heads x pages, ...].
+    Quantised pools have words in place of elements, and `scales` besides, [heads x pages, ...]. A layer of another
+    `group` may share the memory of one that is like it: it is `beside` that.
 
     Raises:
         ValueError: no kernel has this shape.
     """
 
-    def __init__(self, shape: LayerShape, num_pages: int, *, kernels: Kernels, order: WriteOrder) -> None:
+    def __init__(
+        self,
+        shape: LayerShape,
+        num_pages: int,
+        *,
+        kernels: Kernels,
+        order: WriteOrder,
+        group: int = 0,
+        beside: KernelPool | None = None,
+    ) -> None:
         variant = decode_variant(shape)
         assert shape.dtype is not None
+        self.group = group
         self.window = shape.spec.window
         self.order = order
         self.dtype = shape.dtype
@@ -83,7 +94,10 @@ class KernelPool:
         self._access = kernels.pages(pools)
         self._raw = [(kernels.pages(raw), raw.page_size) for raw in pools.raw]
         self._heads, self._num_pages = shape.heads, num_pages
-        (self.keys, self.values), self.scales = empty_pools(pools, num_pages)
+        if beside is None:
+            (self.keys, self.values), self.scales = empty_pools(pools, num_pages)
+        else:
+            self.keys, self.values, self.scales = beside.keys, beside.values, beside.scales
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -120,13 +134,13 @@ class KernelPool:
             ]
             self.order.token = access.write(*pools, *rows, slots=slots, after=self.order.token)
 
-    def write(self, place: SinglePlace, keys: mx.array, values: mx.array) -> None:
-        """Store keys and values [1, heads, tokens, dim] where `place` says."""
-        self._put(keys, values, place.writes.within)
+    def write(self, places: PoolIndex, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [1, heads, tokens, dim] at `places`."""
+        self._put(keys, values, places.within)
 
     def write_rows(self, place: DecodePlace, keys: mx.array, values: mx.array) -> None:
         """Store keys and values [rows, heads, 1, dim]."""
-        self._put(keys, values, place.writes)
+        self._put(keys, values, place.writes[self.group])
 
     def write_slots(self, slots: mx.array, keys: mx.array, values: mx.array) -> None:
         """Store keys and values [rows, heads, tokens, dim] at `slots` int32 [rows x tokens], counted within a head."""
@@ -189,7 +203,7 @@ class KernelBatchView:
             queries.astype(pool.dtype),
             pool.keys,
             pool.values,
-            table=place.table,
+            table=place.tables[pool.group],
             slots=place.slots,
             items=place.items[pool.window],
             starts=place.starts[pool.window],
@@ -208,19 +222,38 @@ class KernelPages:
     ) -> None:
         self._num_pages = num_pages
         self.order = WriteOrder()
-        self.pools = [KernelPool(shape, num_pages, kernels=kernels, order=self.order) for shape in shapes]
+        grouping = paged_groups(shapes)
+        self._stores: dict[int, KernelPool] = {}
+        self.pools: list[KernelPool] = []
+        """Of all layers, in order; those that share memory come once each."""
+        for shape, (group, number) in zip(shapes, grouping.places, strict=True):
+            beside = self._stores.get(number)
+            pool = KernelPool(shape, num_pages, kernels=kernels, order=self.order, group=group, beside=beside)
+            self._stores.setdefault(number, pool)
+            self.pools.append(pool)
         self.inputs = DecodeInputs(
             windows=tuple(dict.fromkeys(shape.spec.window for shape in shapes)),
+            group_windows=grouping.windows,
             kv_heads=min((shape.heads for shape in shapes), default=1),
             num_slots=num_slots,
             max_pages=max_pages,
         )
-        mx.eval([pool.arrays for pool in self.pools])
+        mx.eval([pool.arrays for pool in self.stores])
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of layers, each with page tables of its own."""
+        return self.inputs.num_groups
+
+    @property
+    def stores(self) -> list[KernelPool]:
+        """A layer for each piece of memory, in order: together they are what a page is made of."""
+        return [self._stores[number] for number in sorted(self._stores)]
 
     @property
     def nbytes(self) -> int:
         """See PageStore."""
-        return sum(array.nbytes for pool in self.pools for array in pool.arrays)
+        return sum(array.nbytes for pool in self.stores for array in pool.arrays)
 
     def ensure(self, page_id: int) -> None:
         """See PageStore."""
@@ -231,13 +264,13 @@ class KernelPages:
         if not copies:
             return
         sources, targets = (mx.array([pair[side] for pair in copies], dtype=mx.int32) for side in (0, 1))
-        for pool in self.pools:
+        for pool in self.stores:
             pool.write_pages(targets, pool.read_pages(sources))
 
     def export_pages(self, page_ids: Sequence[int]) -> mx.array:
         """See PageStore."""
         ids = mx.array(list(page_ids), dtype=mx.int32)
-        words = join_pages(part for pool in self.pools for part in pool.read_pages(ids))
+        words = join_pages(part for pool in self.stores for part in pool.read_pages(ids))
         mx.async_eval(words)  # type: ignore[no-untyped-call]
         # The kernels that write come after the token only: with this they come after the read as well.
         self.order.token = self.order.token + words.reshape(-1)[:1].astype(mx.int32) * 0
@@ -246,7 +279,7 @@ class KernelPages:
     def import_pages(self, page_ids: Sequence[int], words: mx.array) -> None:
         """See PageStore."""
         self.ensure(max(page_ids))
-        write_split_pages(self.pools, mx.array(list(page_ids), dtype=mx.int32), words)
+        write_split_pages(self.stores, mx.array(list(page_ids), dtype=mx.int32), words)
 
     def written(self) -> list[mx.array]:
         """See PageStore."""
@@ -254,7 +287,7 @@ class KernelPages:
 
     def single_views(self, place: SinglePlace) -> list[Any]:
         """See PageStore."""
-        return [SinglePageView(pool, place) for pool in self.pools]
+        return [SinglePageView(pool, place, group=pool.group, window=pool.window) for pool in self.pools]
 
     def batch_views(self, rows: Sequence[DecodeRow], place: BatchPlace) -> list[Any]:
         """See PageStore."""

@@ -7,7 +7,7 @@ whether anything else reads the keys and values that a cache returns, such as la
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +17,7 @@ from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 
 from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
 from vllm_mlx.runner.kernels.packing import Packing, packing_of
+from vllm_mlx.runner.page_groups import Grouping, group_layers
 
 PAGE_SIZE = 32
 
@@ -96,8 +97,21 @@ class ModelLayers(msgspec.Struct, frozen=True):
 
     def cache_spec(self) -> CacheSpec:
         """What the engine needs to know."""
-        page_bytes = sum(shape.token_bytes for shape in self.paged) * PAGE_SIZE
-        return CacheSpec(tuple(shape.spec for shape in self.shapes), PAGE_SIZE, page_bytes)
+        grouping = paged_groups(self.paged)
+        page_bytes = sum(shape.token_bytes for shape in pool_shapes(self.paged)) * PAGE_SIZE
+        return CacheSpec(tuple(shape.spec for shape in self.shapes), PAGE_SIZE, page_bytes, grouping.windows)
+
+
+def paged_groups(shapes: Sequence[LayerShape]) -> Grouping:
+    """Which of the layers in pages share a table, and which the memory of a pool."""
+    forms = {(shape.heads, shape.key_dim, shape.value_dim, str(shape.dtype), shape.bits) for shape in shapes}
+    return group_layers([shape.spec.window for shape in shapes], are_alike=len(forms) == 1)
+
+
+def pool_shapes(shapes: Sequence[LayerShape]) -> list[LayerShape]:
+    """A layer for each pool, in the order of the pools."""
+    found = {pool: shape for shape, (_, pool) in zip(shapes, paged_groups(shapes).places, strict=True)}
+    return [found[pool] for pool in sorted(found)]
 
 
 class _RecordingCache(KVCache):  # type: ignore[misc]

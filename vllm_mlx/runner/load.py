@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from vllm_mlx import families
-from vllm_mlx.core.cachespec import CacheSpec, Layout
+from vllm_mlx.core.cachespec import MAX_CHUNKS_IN_FLIGHT, CacheSpec, Layout
 from vllm_mlx.core.config import EXPANDED_DTYPES, Config
 from vllm_mlx.core.errors import ModelError, one_line
 from vllm_mlx.core.step import KernelStatus, MemoryUse, ProgressCallback, Runner, RunnerFactory, RunnerInfo
@@ -242,8 +242,9 @@ def _describe(
     budget = _cache_budget(config, found)
     checkpoint_bytes = _checkpoint_bytes(config, model, spec, budget)
     num_pages = _num_pages(config, spec, context, budget - checkpoint_bytes)
-    if spec.is_paged and (num_pages - 1) * spec.page_size < context:
-        context = (num_pages - 1) * spec.page_size
+    longest = spec.page_groups.most_tokens(num_pages - 1)
+    if longest is not None and longest < context:
+        context = longest
         notes = [*notes, f"context limited to {context} tokens by the KV cache's memory (--cache-memory-mb)"]
     weights = [array for _, array in tree_flatten(model.parameters())]
     floats = [array.dtype for array in weights if mx.issubdtype(array.dtype, mx.floating)]
@@ -310,9 +311,10 @@ def _num_pages(config: Config, spec: CacheSpec, context: int, budget: int) -> in
         return 0
     if config.num_pages is not None:
         return config.num_pages
-    most = config.max_num_seqs * -(-context // spec.page_size)
+    in_flight = MAX_CHUNKS_IN_FLIGHT * config.prefill_step_size
+    most = config.max_num_seqs * spec.page_groups.pages_for(context, num_in_flight=in_flight)
     pages = min(budget // page_bytes, most) + 1
-    if pages < 2:
+    if pages < 1 + len(spec.windows):
         raise ModelError(
             f"no memory is left for the KV cache: one page takes {page_bytes >> 10} KiB (--cache-memory-mb)"
         )

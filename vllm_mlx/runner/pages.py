@@ -1,4 +1,4 @@
-"""Pages: a pool of keys and values per layer, and the views through which the models use them.
+"""Pages: pools of keys and values, and the views through which the models use them.
 
 A pool is [heads, pages, PAGE_SIZE, dim], kept flat as [heads x pages x PAGE_SIZE, dim]: one index per token makes
 the cheapest scatter. Heads come first so that neighbouring pages of a head lie side by side: a sequence whose pages
@@ -9,23 +9,22 @@ arrays more for the scales; what is read is computed back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.codec import PagePart, join_pages, split_pages
-from vllm_mlx.runner.geometry import BatchPlace, Rectangle, SinglePlace, Span
-from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower
+from vllm_mlx.runner.geometry import BatchPlace, PoolIndex, Rectangle, SinglePlace, Span
+from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower, paged_groups, pool_shapes
 
 
 class Pool:
-    """Keys and values of one layer."""
+    """Keys and values of one layer of every group."""
 
     def __init__(self, shape: LayerShape, num_pages: int) -> None:
         assert shape.dtype is not None
-        self.window = shape.spec.window
         self.heads = shape.heads
         self.num_pages = num_pages
         self._dtype = shape.dtype
@@ -60,9 +59,9 @@ class Pool:
             pages[index] = part
             self.arrays[i] = pages.reshape(self.heads * self.num_pages * PAGE_SIZE, -1)
 
-    def write(self, place: SinglePlace | BatchPlace, keys: mx.array, values: mx.array) -> None:
-        """Store keys and values [rows, heads, tokens, dim] where `place` says; rows or tokens are 1."""
-        index = place.writes.of(self.heads, self.num_pages * PAGE_SIZE)
+    def write(self, places: PoolIndex, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [rows, heads, tokens, dim] at `places`; rows or tokens are 1."""
+        index = places.of(self.heads, self.num_pages * PAGE_SIZE)
         for pool, rows in zip(self.arrays, self._stored(_by_head(keys), _by_head(values)), strict=True):
             pool[index] = rows
 
@@ -117,17 +116,12 @@ class LayerPool(Protocol):
     """What a single sequence needs of a pool: `Pool` has it, and on a GPU `KernelPool`."""
 
     @property
-    def window(self) -> int | None:
-        """Tokens that the layer looks back."""
-        ...
-
-    @property
     def rounds(self) -> bool:
         """Whether what is read is only near what was written: the pool is quantised."""
         ...
 
-    def write(self, place: SinglePlace, keys: mx.array, values: mx.array) -> None:
-        """Store keys and values [1, heads, tokens, dim]."""
+    def write(self, places: PoolIndex, keys: mx.array, values: mx.array) -> None:
+        """Store keys and values [1, heads, tokens, dim] at `places`."""
         ...
 
     def read_span(self, span: Span) -> tuple[mx.array, mx.array]:
@@ -136,7 +130,10 @@ class LayerPool(Protocol):
 
 
 class PageStore(Protocol):
-    """The pools of all paged layers, in order, and the views of them that the model gets as caches."""
+    """The pools of all paged layers, and the views of them that the model gets as caches, in order.
+
+    Layers of different groups share a pool: their pages are not the same.
+    """
 
     @property
     def nbytes(self) -> int:
@@ -175,10 +172,12 @@ class PageStore(Protocol):
 class GrowingPages:
     """Pages that grow together as they are used, up to `max_pages`."""
 
-    def __init__(self, shapes: Iterable[LayerShape], *, num_pages: int, max_pages: int) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], *, num_pages: int, max_pages: int) -> None:
         self._num_pages = min(num_pages, max_pages)
         self._max_pages = max_pages
-        self._pools = [Pool(shape, self._num_pages) for shape in shapes]
+        self._pools = [Pool(shape, self._num_pages) for shape in pool_shapes(shapes)]
+        places = zip(shapes, paged_groups(shapes).places, strict=True)
+        self._layers = [(self._pools[pool], group, shape.spec.window) for shape, (group, pool) in places]
         mx.eval(self.written())
 
     @property
@@ -223,19 +222,21 @@ class GrowingPages:
 
     def single_views(self, place: SinglePlace) -> list[Any]:
         """See PageStore."""
-        return [SinglePageView(pool, place) for pool in self._pools]
+        return [SinglePageView(pool, place, group=group, window=window) for pool, group, window in self._layers]
 
     def batch_views(self, rows: Sequence[DecodeRow], place: BatchPlace) -> list[Any]:
         """See PageStore."""
-        return [BatchPageView(pool, place) for pool in self._pools]
+        return [BatchPageView(pool, place, group=group, window=window) for pool, group, window in self._layers]
 
 
 class SinglePageView:
     """A paged layer's cache, as the models know it, while one sequence's chunk is computed."""
 
-    def __init__(self, pool: LayerPool, place: SinglePlace) -> None:
+    def __init__(self, pool: LayerPool, place: SinglePlace, *, group: int, window: int | None) -> None:
         self._pool = pool
         self._place = place
+        self._group = group
+        self._window = window
         self.offset = place.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -244,37 +245,38 @@ class SinglePageView:
         Where pages are quantised, the chunk sees itself as others will see it, so that no result depends on where
         chunks end or on what was found cached.
         """
-        self._pool.write(self._place, keys, values)
+        self._pool.write(self._place.writes(self._group), keys, values)
         if self._place.start == 0 and not self._pool.rounds:
             return keys, values
-        return self._pool.read_span(self._place.span(self._pool.window))
+        return self._pool.read_span(self._place.span(self._group, self._window))
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys]."""
-        own = self._pool.window
-        begin = self._place.begin(own)
-        return self._place.mask(narrower(own, window_size), begin=begin, as_array=return_array)
+        begin = self._place.begin(self._window)
+        return self._place.mask(narrower(self._window, window_size), begin=begin, as_array=return_array)
 
 
 class BatchPageView:
     """A paged layer's cache while a batch is decoded. Attention reads the pages itself (`attend`)."""
 
-    def __init__(self, pool: Pool, place: BatchPlace) -> None:
+    def __init__(self, pool: Pool, place: BatchPlace, *, group: int, window: int | None) -> None:
         self._pool = pool
         self._place = place
+        self._group = group
+        self._window = window
         self._fetched: tuple[mx.array, mx.array] | None = None
         self.offset = place.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, 1, dim]. What is returned only marks the layer: `attend` does the reading."""
-        self._pool.write(self._place, keys, values)
+        self._pool.write(self._place.writes(self._group), keys, values)
         self._fetched = keys, values
         return self._fetched
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
         """None where the layer's own window says it all, else a boolean [rows, 1, 1, keys from position 0]."""
-        window = narrower(self._pool.window, window_size)
-        return self._place.mask(window) if return_array or window != self._pool.window else None
+        window = narrower(self._window, window_size)
+        return self._place.mask(window) if return_array or window != self._window else None
 
     def owns(self, keys: Any, values: Any) -> bool:
         """Whether `keys` and `values` are what `update_and_fetch` returned."""
@@ -284,11 +286,11 @@ class BatchPageView:
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
     ) -> mx.array:
         """Attention [rows, heads, 1, dim] over each row's own tokens."""
-        place, window = self._place, self._pool.window
+        place, window = self._place, self._window
         if mask is not None and mask is not place.mask(window):
-            keys, values = self._pool.read_rectangle(place.whole)
+            keys, values = self._pool.read_rectangle(place.whole(self._group))
             return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-        rectangles = place.rectangles(window)
+        rectangles = place.rectangles(self._group, window)
         outputs = []
         for rectangle in rectangles:
             some = queries if len(rectangles) == 1 else queries[rectangle.index]

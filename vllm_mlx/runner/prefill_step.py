@@ -30,7 +30,7 @@ MAX_TOKENS_TOGETHER = 1536
 class PromptView:
     """A paged layer's cache while whole prompts are computed, padded to one length."""
 
-    def __init__(self, pool: KernelPool, place: SinglePlace, slots: mx.array) -> None:
+    def __init__(self, pool: KernelPool, place: SinglePlace, slots: Sequence[mx.array]) -> None:
         self._pool = pool
         self._place = place
         self._slots = slots
@@ -38,7 +38,7 @@ class PromptView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, tokens, dim]; a prompt looks at nothing but itself."""
-        self._pool.write_slots(self._slots, keys, values)
+        self._pool.write_slots(self._slots[self._pool.group], keys, values)
         return keys, values
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
@@ -101,7 +101,7 @@ class PrefillStep:
     def _run(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int = 0) -> mx.array:
         """Logits [padded rows, vocab]."""
         length = length or max(_padded(row) for row in rows)
-        chunks = PaddedChunks(rows, num_rows=num_rows, length=length)
+        chunks = PaddedChunks(rows, num_rows=num_rows, length=length, num_groups=self._pages.num_groups)
         logits: mx.array
         logits, self._pages.order.token = self._function(
             chunks.token_ids, chunks.slots, chunks.lasts, self._pages.order.token
@@ -109,7 +109,7 @@ class PrefillStep:
         return logits
 
     def _forward(
-        self, token_ids: mx.array, slots: mx.array, lasts: mx.array, token: mx.array
+        self, token_ids: mx.array, slots: tuple[mx.array, ...], lasts: mx.array, token: mx.array
     ) -> tuple[mx.array, mx.array]:
         """The pass as a function of arrays; weights and pools are its constants."""
         place = SinglePlace(0, token_ids.shape[1], ())

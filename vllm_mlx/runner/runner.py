@@ -303,7 +303,7 @@ class MlxRunner:
         for row in rows:
             if row.slot not in done:
                 with self._scorer.positions(row):
-                    logits = self._single(row.slot, mx.array([row.token_ids]), row.start, row.page_ids)
+                    logits = self._single(row.slot, mx.array([row.token_ids]), row.start, row.tables)
                 self._scorer.take(row, logits[0])
                 yield (row,), logits[:, -1]
 
@@ -328,28 +328,28 @@ class MlxRunner:
         """Logits [rows, vocab] of the next token of every row, and the rows in the order of the logits."""
         if not self._is_batched:
             last = [self._last_tokens[row.slot].reshape(1, 1) for row in rows]
-            each = [self._single(row.slot, t, row.position, row.page_ids) for row, t in zip(rows, last, strict=True)]
+            each = [self._single(row.slot, t, row.position, row.tables) for row, t in zip(rows, last, strict=True)]
             return list(rows), mx.concatenate(each)[:, -1]
         ordered = list(rows)
         if self._residents.layers:
             by_slot = {row.slot: row for row in rows}
             ordered = [by_slot[slot] for slot in self._residents.gather([row.slot for row in rows])]
         # Its prefill saw to all other pages of a row.
-        self._pages.ensure(max((row.page_ids[-1] for row in rows if row.page_ids), default=0))
+        self._pages.ensure(max((table[-1] for row in rows for table in row.tables if table), default=0))
         tokens = self._last_tokens[mx.array([row.slot for row in ordered])]
         logits: mx.array = self._model(tokens[:, None], cache=self._batch_views(ordered))
         return ordered, logits[:, -1]
 
-    def _single(self, slot: int, token_ids: mx.array, start: int, page_ids: tuple[int, ...]) -> mx.array:
+    def _single(self, slot: int, token_ids: mx.array, start: int, tables: tuple[tuple[int, ...], ...]) -> mx.array:
         """Logits [1, positions, vocab] of token ids [1, tokens] of one sequence, whose cache holds `start` tokens.
 
         Positions are those that are wanted; the last one is the last token's.
         """
         if self._is_batched:
-            self._pages.ensure(max(page_ids, default=0))
+            self._pages.ensure(max(itertools.chain(*tables), default=0))
             num_tokens = token_ids.shape[1]
             odd = self._plans_shapes and num_tokens * (start + num_tokens) <= MAX_UNPLANNED_SCORES
-            cache = self._single_views(slot, SinglePlace(start, num_tokens, page_ids, prefers_array=odd))
+            cache = self._single_views(slot, SinglePlace(start, num_tokens, tables, prefers_array=odd))
         else:
             cache = self._own[slot]
         logits: mx.array = self._model(token_ids, cache=cache)

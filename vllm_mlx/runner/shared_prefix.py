@@ -36,17 +36,19 @@ class SharedPrefix:
         self.offset = rows[0].start
         assert all(row.start == self.offset for row in rows)
         num_pages, tail = divmod(self.offset, PAGE_SIZE)
-        num_rows, size = padded_count(rows), padded_size(rows)
+        num_rows, size, num_groups = padded_count(rows), padded_size(rows), len(rows[0].tables)
         num_own = -(-(tail + size) // PAGE_SIZE)
-        self.chunks = PaddedChunks(rows, num_rows=num_rows, length=size)
+        self.chunks = PaddedChunks(rows, num_rows=num_rows, length=size, num_groups=num_groups)
         self.num_keys = _padded_keys((num_pages + num_rows * num_own) * PAGE_SIZE)
-        table = np.zeros((1, self.num_keys // PAGE_SIZE), np.int32)
-        table[0, :num_pages] = rows[0].page_ids[:num_pages]
-        for i, row in enumerate(rows):
-            own = row.page_ids[num_pages : num_pages + num_own]
-            begin = num_pages + i * num_own
-            table[0, begin : begin + len(own)] = own
-        self.table = mx.array(table)
+        tables = np.zeros((num_groups, 1, self.num_keys // PAGE_SIZE), np.int32)
+        for group, shared in enumerate(rows[0].tables):
+            tables[group, 0, :num_pages] = shared[:num_pages]
+            for i, row in enumerate(rows):
+                own = row.tables[group][num_pages : num_pages + num_own]
+                begin = num_pages + i * num_own
+                tables[group, 0, begin : begin + len(own)] = own
+        self.tables = [mx.array(table) for table in tables]
+        """Of each group of layers, int32 [1, pages]. Pages that no window shows any more are page 0, and hidden."""
         self._num_shared, self._num_own = num_pages * PAGE_SIZE, num_own * PAGE_SIZE
         self._num_rows, self._size = num_rows, size
         self._masks: dict[tuple[int | None, mx.Dtype], mx.array] = {}
@@ -79,8 +81,9 @@ class SharedPrefixView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, tokens, dim]; returns [1, heads, keys, dim]: all that any of the chunks looks at."""
-        self._pool.write_slots(self._place.chunks.slots, keys, values)
-        self._fetched = self._pool.read_rows(self._place.table)
+        place, group = self._place, self._pool.group
+        self._pool.write_slots(place.chunks.slots[group], keys, values)
+        self._fetched = self._pool.read_rows(place.tables[group])
         return self._fetched
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array:

@@ -45,16 +45,18 @@ class SuffixPlace:
         starts, size = np.array([row.start for row in rows], np.int32), padded_size(rows)
         longest = int(starts.max()) + size
         self._is_even = longest == int(starts.min()) + size
-        num_pages = -(-longest // PAGE_SIZE)
+        num_pages, num_groups = -(-longest // PAGE_SIZE), len(rows[0].tables)
         if not self._is_even:
             num_pages = -(-num_pages // PAGES_MULTIPLE) * PAGES_MULTIPLE
-        table = np.zeros((len(rows), num_pages), np.int32)
+        tables = np.zeros((num_groups, len(rows), num_pages), np.int32)
         for i, row in enumerate(rows):
-            own = row.page_ids[:num_pages]
-            table[i, : len(own)] = own
-        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size)
+            for group, page_ids in enumerate(row.tables):
+                own = page_ids[:num_pages]
+                tables[group, i, : len(own)] = own
+        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size, num_groups=num_groups)
         self.offset = mx.array(starts)
-        self.table = mx.array(table)
+        self.tables = [mx.array(table) for table in tables]
+        """Of each group of layers. What a window does not show any more is read from page 0, and hidden."""
         self.num_keys = longest if self._is_even else num_pages * PAGE_SIZE
         """Tokens that are shown to attention; some are no row's own unless all rows have as many."""
         self._size = size
@@ -85,9 +87,10 @@ class SuffixView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, tokens, dim]; returns what the pages hold from the first token to the last."""
-        self._pool.write_slots(self._place.chunks.slots, keys, values)
-        keys, values = self._pool.read_rows(self._place.table)
-        return keys[:, :, : self._place.num_keys], values[:, :, : self._place.num_keys]
+        place, group = self._place, self._pool.group
+        self._pool.write_slots(place.chunks.slots[group], keys, values)
+        keys, values = self._pool.read_rows(place.tables[group])
+        return keys[:, :, : place.num_keys], values[:, :, : place.num_keys]
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """See SuffixPlace. Models that ask for arrays of another kind are not served through pages on a GPU."""
@@ -101,7 +104,7 @@ def groups(rows: Sequence[PrefillRow]) -> list[tuple[PrefillRow, ...]]:
     Each group has several.
     """
     ordered = sorted((row for row in rows if row.start and row.samples), key=attrgetter("start"))
-    by_prefix: dict[tuple[int, ...], list[PrefillRow]] = {}
+    by_prefix: dict[tuple[Any, ...], list[PrefillRow]] = {}
     for row in ordered:
         by_prefix.setdefault((row.start, *_whole_pages(row)), []).append(row)
     sharing = [part for members in by_prefix.values() for part in _cut(members, _fit_sharing)]
@@ -128,14 +131,14 @@ def _view(pool: KernelPool, place: SharedPrefix | SuffixPlace) -> SharedPrefixVi
 
 def _is_shared(rows: Sequence[PrefillRow]) -> bool:
     first = rows[0]
-    return bool(_whole_pages(first)) and all(
+    return first.start >= PAGE_SIZE and all(
         row.start == first.start and _whole_pages(row) == _whole_pages(first) for row in rows
     )
 
 
-def _whole_pages(row: PrefillRow) -> tuple[int, ...]:
-    """The pages that are full before the chunk begins."""
-    return row.page_ids[: row.start // PAGE_SIZE]
+def _whole_pages(row: PrefillRow) -> tuple[tuple[int, ...], ...]:
+    """The pages that are full before the chunk begins, in each group of layers."""
+    return tuple(page_ids[: row.start // PAGE_SIZE] for page_ids in row.tables)
 
 
 def _cut(ordered: list[PrefillRow], fit: Callable[[Sequence[PrefillRow]], bool]) -> list[tuple[PrefillRow, ...]]:

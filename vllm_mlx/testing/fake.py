@@ -26,6 +26,7 @@ from vllm_mlx.core.step import (
 from vllm_mlx.testing.choosing import allowed_tokens, fallback_token, halving, next_allowed
 from vllm_mlx.testing.contract import ContractError, expect
 from vllm_mlx.testing.held import Handle, Slot
+from vllm_mlx.testing.pages import FakePages
 from vllm_mlx.testing.scoring import prompt_logprobs
 
 __all__ = ["ContractError", "FakeFactory", "FakeRunner", "expect", "fake_factory"]
@@ -40,7 +41,8 @@ class FakeRunner:
     """Satisfies `core.step.Runner`, and raises ContractError where a real runner would compute nonsense.
 
     Pages are modelled: (page id, offset) holds a token, and the next token is chosen from what is read back through
-    the row's page table, so a wrong table gives wrong tokens. Without a script the next token is a pure function of the
+    the row's page table, so a wrong table gives wrong tokens. `windows` are those of the groups of layers: what is in
+    the pages of a window is compared with what must be there. Without a script the next token is a pure function of the
     tokens so far (and of the seed, unless greedy). `num_pages=0` keeps a row per slot instead of pages. `step_s` is
     how long a step takes; steps are computed one after another, as on a device.
     """
@@ -53,6 +55,7 @@ class FakeRunner:
         max_model_len: int = 4096,
         num_pages: int = 1024,
         page_size: int = 32,
+        windows: tuple[int | None, ...] = (None,),
         state: Layout | None = None,
         checkpoint_bytes: int = 1 << 20,
         fingerprint: bytes = b"",
@@ -60,15 +63,16 @@ class FakeRunner:
         min_chunk: int = 1,
     ) -> None:
         state = state or (None if num_pages else Layout.ROWS)
-        layers = ((Layout.PAGES,) if num_pages else ()) + ((state,) if state else ())
+        layers = tuple(LayerSpec(Layout.PAGES, window) for window in windows) if num_pages else ()
         self._info = RunnerInfo(
             vocab_size=vocab_size,
             max_model_len=max_model_len,
             num_pages=num_pages,
             cache=CacheSpec(
-                layers=tuple(LayerSpec(layout) for layout in layers),
+                layers=layers + ((LayerSpec(state),) if state else ()),
                 page_size=page_size,
                 page_bytes=TOKEN_BYTES * page_size,
+                windows=windows,
             ),
             backend="fake",
             device="none",
@@ -82,8 +86,7 @@ class FakeRunner:
         self._script = script
         self._step_s = step_s
         self._slots: dict[int, Slot] = {}
-        self._pages: dict[int, list[int]] = {}
-        self._users: dict[int, set[int]] = {}
+        self._pages = FakePages(self._info.cache.page_groups, num_pages=num_pages)
         self._launched: deque[Handle] = deque()
         self._last_number = -1
         self._ready_at = 0.0
@@ -111,7 +114,7 @@ class FakeRunner:
         for slot in step.released:
             self._release(slot)
         exported = self._move(step)
-        self._copy(step.copies)
+        self._pages.copy(step.copies)
         for new in step.new:
             self._take(new)
         for number in step.dropped:
@@ -155,7 +158,7 @@ class FakeRunner:
 
     def memory(self) -> MemoryUse:
         """Bytes of the imaginary pages."""
-        used = self._info.cache.page_bytes * sum(1 for users in self._users.values() if users)
+        used = self._info.cache.page_bytes * self._pages.num_used
         return MemoryUse(active=used, pages=self._info.cache.page_bytes * self._info.num_pages)
 
     def idle(self) -> bool:
@@ -168,7 +171,6 @@ class FakeRunner:
         self._is_closed = True
         self._slots.clear()
         self._pages.clear()
-        self._users.clear()
         self._checkpoints.clear()
 
     @property
@@ -183,8 +185,7 @@ class FakeRunner:
         expect(len(slots) == len(set(slots)), "a slot has two rows in one step")
 
     def _release(self, number: int) -> None:
-        slot = self._live(number)
-        self._use_pages(slot, ())
+        self._pages.drop(self._live(number))
         del self._slots[number]
 
     def _take(self, new: NewSequence) -> None:
@@ -216,27 +217,15 @@ class FakeRunner:
 
     def _move(self, step: Step) -> tuple[bytes, ...]:
         """Let pages and checkpoints out, then in."""
-        for page in step.exports:
-            expect(len(self._pages.get(page, ())) == self._info.cache.page_size, f"page {page} is not full")
-        exported = [array("i", self._pages[page]).tobytes() for page in step.exports]
+        exported = self._pages.export(step.exports)
         for number in step.checkpoint_exports:
             expect(number in self._checkpoints, f"checkpoint {number} is exported but not there")
             exported.append(array("i", self._checkpoints[number]).tobytes())
-        expect(len(dict(step.imports)) == len(step.imports), "a page is imported twice")
-        for page, payload in step.imports:
-            expect(not self._users.get(page), f"page {page} is overwritten by an import while in use")
-            self._pages[page] = array("i", payload).tolist()
+        self._pages.take_in(step.imports)
         for number, payload in step.checkpoint_imports:
             expect(number not in self._checkpoints, f"checkpoint {number} is there already")
             self._checkpoints[number] = array("i", payload).tolist()
         return tuple(exported)
-
-    def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:
-        for source, target in copies:
-            expect(source in self._pages, f"page {source} is copied but was never written")
-            expect(0 < target < self._info.num_pages, f"page {target} cannot be a copy's target")
-            expect(not self._users.get(target), f"page {target} is overwritten by a copy while in use")
-        self._pages.update([(target, list(self._pages[source])) for source, target in copies])
 
     def _keep(self, number: int, checkpoint: int) -> int:
         """Take a checkpoint; returns its size."""
@@ -255,7 +244,7 @@ class FakeRunner:
         expect(slot.num_cached < slot.num_given, f"slot {row.slot}: a chunk after the prefill ended")
         expect(row.token_ids == tuple(known[row.start : end]), f"slot {row.slot}: the chunk holds other tokens")
         expect(row.samples == (end == len(known)), f"slot {row.slot}: `samples` says whether the chunk ends the tokens")
-        self._use_pages(slot, row.page_ids)
+        self._pages.use(slot, row.tables, row.start)
         self._expect_cached(slot, row.start)
         self._write(slot, row.start, row.token_ids)
         return slot if row.samples else None
@@ -264,7 +253,7 @@ class FakeRunner:
         slot = self._live(row.slot)
         expect(len(slot.token_ids) > slot.num_given, f"slot {row.slot}: a decode before the prefill ended")
         expect(len(slot.token_ids) < self._info.max_model_len, f"slot {row.slot}: a decode past max_model_len")
-        self._use_pages(slot, row.page_ids)
+        self._pages.use(slot, row.tables, row.position)
         self._expect_cached(slot, row.position)
         self._write(slot, row.position, (slot.token_ids[-1],))
         return slot
@@ -274,19 +263,6 @@ class FakeRunner:
     def _live(self, number: int) -> Slot:
         expect(number in self._slots, f"slot {number} holds no sequence")
         return self._slots[number]
-
-    def _use_pages(self, slot: Slot, page_ids: tuple[int, ...]) -> None:
-        """The slot's page table is now `page_ids`."""
-        if page_ids == slot.page_ids:
-            return
-        in_range = all(0 < page < self._info.num_pages for page in page_ids)
-        expect(in_range, f"slot {slot.number}: a page id out of range, or 0")
-        expect(len(set(page_ids)) == len(page_ids), f"slot {slot.number}: a page twice in one table")
-        for page in slot.page_ids:
-            self._users[page].discard(slot.number)
-        for page in page_ids:
-            self._users.setdefault(page, set()).add(slot.number)
-        slot.page_ids = page_ids
 
     def _expect_cached(self, slot: Slot, num_tokens: int) -> None:
         """The slot's cache holds `num_tokens`: its own, or, before its first chunk, those of pages that it shares."""
@@ -306,31 +282,11 @@ class FakeRunner:
                 len(slot.row) == start, f"slot {slot.number}: the state is behind {len(slot.row)} tokens, not {start}"
             )
             slot.row.extend(token_ids)
-        if not self._info.num_pages:
-            expect(not slot.page_ids, f"slot {slot.number}: a page table, but no layer is paged")
-            return
-        size = self._info.cache.page_size
-        expect(len(slot.page_ids) * size >= slot.num_cached, f"slot {slot.number}: the page table is too short")
-        for index in range(start // size, -(-slot.num_cached // size)):
-            page, first = slot.page_ids[index], max(start, index * size)
-            expect(self._users[page] == {slot.number}, f"page {page} is written by slot {slot.number} while shared")
-            # What an earlier sequence left behind the new tokens is gone, so that reading it is noticed.
-            held = self._pages.get(page, [])[: first % size]
-            expect(len(held) == first % size, f"page {page} is written behind a gap")
-            self._pages[page] = held + list(token_ids[first - start : (index + 1) * size - start])
+        self._pages.write(slot, start, token_ids)
 
     def _read(self, slot: Slot, num_tokens: int) -> tuple[int, ...]:
         """The first `num_tokens` tokens, as the cache has them."""
-        if not self._info.num_pages:
-            return tuple(slot.row[:num_tokens])
-        size = self._info.cache.page_size
-        found: list[int] = []
-        for page in slot.page_ids[: -(-num_tokens // size)]:
-            wanted = min(size, num_tokens - len(found))
-            tokens = self._pages.get(page, [])[:wanted]
-            expect(len(tokens) == wanted, f"page {page} is read where nothing was written")
-            found += tokens
-        return tuple(found)
+        return self._pages.read(slot, num_tokens) if self._info.num_pages else tuple(slot.row[:num_tokens])
 
     # ---- the sampler ----
 

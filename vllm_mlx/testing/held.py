@@ -21,7 +21,11 @@ class Slot:
     num_cached: int = 0
     num_shared: int = 0
     """Tokens that it started with."""
-    page_ids: tuple[int, ...] = ()
+    tables: tuple[tuple[int, ...], ...] = ()
+    used: set[int] = field(default_factory=set)
+    """Pages in its tables that its next token may look at."""
+    chain: list[int] = field(default_factory=list)
+    """A number for every token that depends on all before it."""
     row: list[int] = field(default_factory=list)
     """What is kept outside pages: the tokens so far. All of the cache when there are no pages."""
 

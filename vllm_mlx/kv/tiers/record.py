@@ -23,7 +23,7 @@ class Kind(IntEnum):
     """What the bytes are; a page and a checkpoint may have the same name."""
 
     PAGE = 1
-    """A page of all paged layers."""
+    """A page of all layers of a group."""
     CHECKPOINT = 2
     """States of layers that cannot be cut, at the end of a page."""
 
