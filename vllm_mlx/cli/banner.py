@@ -47,7 +47,12 @@ def _memory(info: RunnerInfo) -> str:
         return f"{weights}; KV rows are taken as needed"
     usable = info.num_pages - 1
     size = usable * info.cache.page_bytes / _GIB
-    return f"{weights}, KV cache {size:.2f} GiB = {usable * info.cache.page_size:,} tokens"
+    groups = info.cache.page_groups
+    if not groups.has_windows and len(groups.windows) == 1:
+        return f"{weights}, KV cache {size:.2f} GiB = {usable * info.cache.page_size:,} tokens"
+    # Tokens that a window does not show any more take no room: how many fit depends on the sequences.
+    num_sequences = usable / groups.pages_for(info.max_model_len)
+    return f"{weights}, KV cache {size:.2f} GiB = {num_sequences:,.1f} sequences of {info.max_model_len:,} tokens"
 
 
 def _kernels(info: RunnerInfo) -> list[str]:

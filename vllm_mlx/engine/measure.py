@@ -103,8 +103,8 @@ def check_scenario(scenario: Scenario, info: RunnerInfo, *, max_num_seqs: int, m
         raise ConfigError(
             f"--scenario {scenario.text}: {longest} tokens with the output; the context has {info.max_model_len}"
         )
-    page_size = info.cache.page_size
-    num_pages = sum(-(-(length + max_tokens) // page_size) for length in scenario.lengths)
+    pages_for = info.cache.page_groups.pages_for
+    num_pages = sum(pages_for(length + max_tokens) for length in scenario.lengths)
     if info.num_pages and num_pages > info.num_pages - 1:
         raise ConfigError(
             f"--scenario {scenario.text}: needs {num_pages} pages; the KV cache has {info.num_pages - 1} "
