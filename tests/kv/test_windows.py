@@ -146,7 +146,7 @@ def test_the_last_page_is_copied_in_every_group() -> None:
 
 
 def test_pages_promised_to_a_prompt_under_way_are_not_given_to_another() -> None:
-    kv = open_manager(24, windows=(6,))  # a prompt takes seven at a time: two behind, four in two chunks, one at the end
+    kv = open_manager(24, windows=(6,))  # a prompt takes seven at a time: two behind, four in two chunks, one more
     for seq_id, tokens in (("a", A), ("b", B), ("c", range(60))):
         assert not isinstance(kv.admit(seq_id, tokens, num_tokens=60), Admission)
     assert kv.admit("d", range(60, 99), num_tokens=39) is Admission.NO_ROOM

@@ -142,7 +142,7 @@ class Config:
     enforce_eager: bool = setting(False, group="engine")
     """On a GPU, build every decode step anew instead of compiling it: slower, but ready sooner."""
     num_pages: int | None = setting(None, group="engine", metavar="N")
-    """Exact number of KV pages instead of a memory size; for tests."""
+    """Exact number of KV pages instead of a memory size, each of one group of layers; for tests."""
     engine: str = setting("process", group="engine", choices=("process", "thread"))
     """Where the model runs: in a supervised child process, or in a thread of the server."""
     engine_start_attempts: int = setting(3, group="engine", metavar="N")

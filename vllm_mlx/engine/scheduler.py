@@ -149,8 +149,7 @@ class Scheduler:
         sequence = Sequence(submit, self._num_arrived, self._clock(), max_len(submit, self._info))
         if sequence.sampling.is_constrained:
             sequence.constraint = self._constraints.begin(sequence.sampling, sequence.token_ids[sequence.num_prompt :])
-        reason = sequence.finish_reason()
-        if reason:
+        if reason := sequence.finish_reason():
             self._outputs.append(Output(submit.request_id, finish=reason))
             return
         self._sequences[submit.request_id] = sequence
@@ -158,8 +157,7 @@ class Scheduler:
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence at once; nothing is told. Unknown ids are ignored."""
-        sequence = self._sequences.get(request_id)
-        if sequence:
+        if sequence := self._sequences.get(request_id):
             self._end(sequence)
 
     def _refuse(self, submit: Submit) -> str | None:
@@ -301,8 +299,7 @@ class Scheduler:
             self._end_for_want_of_pages(sequence)
             return True
         num_tokens = min(num_known + 1, sequence.max_len - 1)  # the very last token is never computed
-        if not could_fit(num_tokens):
-            num_tokens = num_known
+        num_tokens = num_tokens if could_fit(num_tokens) else num_known
         # Who was preempted comes back when the others have room to grow, or it would soon be preempted again.
         headroom = len(self._running) if sequence.was_preempted else 0
         if not self._free_slots:

@@ -76,13 +76,13 @@ class Holdings:
             self.extend(table, table.num_covered + self._pool.num_free // num_short * self._page_size)
         return min(num_tokens, table.num_covered)
 
-    def leave_behind(self, table: Table) -> None:
-        """Take back what no token behind those computed looks at; what is full has its name by now.
+    def leave_behind(self, table: Table, count: int) -> None:
+        """Take back what no token behind the first `count` pages looks at; these have their names by now.
 
         Where a prompt may be cut again the pages that are in the window there are given back like others. Those
         between are the first to be evicted: a sequence would have to be cut right there to need them.
         """
-        count = table.num_computed // self._page_size
+        table.num_passed = count
         for group, back in self._windowed.items():
             begin, first = table.first_pages[group], self._first_page(group, count)
             if first <= begin:

@@ -46,6 +46,18 @@ class Loader:
         table.was_read = not self.disk.is_reading(seq_id)
         return table.was_read
 
+    @property
+    def has_orders(self) -> bool:
+        """Whether the runner is to read something out or take something in."""
+        return bool(self.disk.has_exports or self.imports or self.checkpoint_imports)
+
+    def take_imports(self) -> tuple[tuple[tuple[int, bytes], ...], tuple[tuple[int, bytes], ...]]:
+        """What the runner is to take in: pages and checkpoints."""
+        taken = tuple(self.imports.items()), tuple(self.checkpoint_imports.items())
+        self.imports.clear()
+        self.checkpoint_imports.clear()
+        return taken
+
     def take_exports(self, limit: int) -> tuple[Export, ...]:
         """The next few that the runner is to read out, pages first; what is not in memory any more is left out."""
         return self.disk.take_exports(limit, find=self._find_in_memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -108,9 +107,7 @@ class KVManager:
     @property
     def has_orders(self) -> bool:
         """Whether the runner should be told something although no sequence has work for it."""
-        loader = self._loader
-        has_bytes = loader is not None and (loader.disk.has_exports or loader.imports or loader.checkpoint_imports)
-        return bool(has_bytes or self._checkpoints.has_dropped)
+        return self._checkpoints.has_dropped or (self._loader is not None and self._loader.has_orders)
 
     def pages_for(self, num_tokens: int) -> int:
         """How many pages of a group hold `num_tokens` tokens."""
@@ -176,7 +173,8 @@ class KVManager:
 
     def reserve(self, seq_id: str, num_tokens: int) -> bool:
         """Make the tables of `seq_id` cover `num_tokens` tokens; False, and nothing changed, if too few are free."""
-        return self._holdings.extend(self._tables[seq_id], num_tokens)
+        table = self._tables[seq_id]
+        return num_tokens <= table.num_covered or self._holdings.extend(table, num_tokens)
 
     def cover(self, seq_id: str, num_tokens: int) -> int:
         """Make its tables cover `num_tokens` tokens, or as many as there is room for; returns for how many they do."""
@@ -225,10 +223,11 @@ class KVManager:
         """Offer the pages that are full: the first `num_computed` of the sequence's `token_ids` are in its pages."""
         table = self._tables[seq_id]
         table.num_computed = num_computed
-        if self._shares_prefixes:
-            self._offer(seq_id, table, token_ids)
-        if self._has_windows:
-            self._holdings.leave_behind(table)
+        num_full = num_computed // self._page_size
+        if self._shares_prefixes and (num_full > table.num_named or num_computed == table.num_known):
+            self._offer(seq_id, table, token_ids, num_full)
+        if self._has_windows and num_full > table.num_passed:
+            self._holdings.leave_behind(table, num_full)
 
     def release(self, seq_id: str, token_ids: Sequence[int] = ()) -> None:
         """Give back all pages of a sequence, or forget that it waits; one that is not known is ignored.
@@ -268,17 +267,15 @@ class KVManager:
 
     def take_orders(self, *, max_exports: int) -> Orders:
         """What the next step is to do for the cache. Called once per step, after everybody was admitted."""
-        loader = self._loader
+        exports = self._loader.take_exports(max_exports) if self._loader else ()
+        imports, checkpoint_imports = self._loader.take_imports() if self._loader else ((), ())
         orders = Orders(
-            exports=loader.take_exports(max_exports) if loader else (),
+            exports=exports,
             dropped=self._checkpoints.take_dropped(),
-            imports=tuple(loader.imports.items()) if loader else (),
-            checkpoint_imports=tuple(loader.checkpoint_imports.items()) if loader else (),
+            imports=imports,
+            checkpoint_imports=checkpoint_imports,
             copies=tuple(self._copies),
         )
-        if loader is not None:
-            loader.imports.clear()
-            loader.checkpoint_imports.clear()
         for source, _ in self._copies:
             self._pool.release(source)
         self._copies.clear()
@@ -304,19 +301,14 @@ class KVManager:
 
     def check(self) -> None:
         """Raise AssertionError if a page is lost, miscounted, or both free and used. For tests: looks at all pages."""
-        held = {seq_id: list(itertools.chain(*table.tables)) for seq_id, table in self._tables.items()}
-        num_users = Counter(page for page_ids in held.values() for page in page_ids if page != SCRATCH_PAGE)
+        num_users = Counter(page for table in self._tables.values() for page in table.held)
         num_users.update(self._pins.page_ids)
         num_users.update(source for source, _ in self._copies)
         self._pool.check(dict(num_users), num_pages=self._num_pages)
         self._checkpoints.check()
         assert not set(self._tables) & set(self._waiting), "a sequence with a table waits for one"
-        for seq_id, table in self._tables.items():
-            assert not self._num_pages or table.num_named <= len(table.page_ids), f"{seq_id}: more names than pages"
-            page_ids = [page_id for page_id in held[seq_id] if page_id != SCRATCH_PAGE]
-            assert len(set(page_ids)) == len(page_ids), f"{seq_id}: a page twice in its tables"
-            num_left = sum(table.first_pages)
-            assert len(page_ids) + num_left == len(held[seq_id]), f"{seq_id}: a page is missing, or held for nothing"
+        for table in self._tables.values():
+            table.check()
         num_promised = sum(table.num_promised for table in self._tables.values())
         assert num_promised == self._holdings.num_promised, "promised pages are miscounted"
         for name, seq_id in self._under_way.owned():
@@ -374,9 +366,8 @@ class KVManager:
             promised = [names[stop // self._page_size - 1] for stop in table.stops]
         table.announced = self._under_way.announce(seq_id, promised)
 
-    def _offer(self, seq_id: str, table: Table, token_ids: Sequence[int]) -> None:
+    def _offer(self, seq_id: str, table: Table, token_ids: Sequence[int], num_full: int) -> None:
         """Name the pages that are full by now; at the end of its known tokens, see what of them is to stay."""
-        num_full = table.num_computed // self._page_size
         if num_full > table.num_named:
             names = table.name_pages(token_ids, num_full, page_size=self._page_size)
             for group, page_ids in enumerate(table.tables):

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vllm_mlx.kv.blocks import page_names, tail_name
+from vllm_mlx.kv.blocks import SCRATCH_PAGE, page_names, tail_name
 
 
 @dataclass(slots=True)
@@ -27,6 +27,8 @@ class Table:
     """The same, apart: of the first group, and of the others."""
     first_pages: list[int] = field(default_factory=list)
     """Of each group: pages before that one were left behind."""
+    num_passed: int = 0
+    """Pages that are full; what their end left behind was given back."""
     num_covered: int = 0
     """Tokens that the tables of all groups have pages for."""
     num_wanted: int = 0
@@ -58,6 +60,19 @@ class Table:
     def page_ids(self) -> tuple[int, ...]:
         """Its pages in the first group."""
         return self.tables[0] if self.tables else ()
+
+    @property
+    def held(self) -> list[int]:
+        """The pages that it uses, of all groups."""
+        return [page_id for page_ids in self.tables for page_id in page_ids if page_id != SCRATCH_PAGE]
+
+    def check(self) -> None:
+        """Raise AssertionError if it has a page twice, none where it needs one, or one where it needs none."""
+        held = self.held
+        assert len(set(held)) == len(held), "a page twice in one table"
+        num_left_behind = sum(self.first_pages)
+        assert len(held) + num_left_behind == sum(map(len, self.tables)), "a page is missing, or held for nothing"
+        assert all(self.num_named <= len(page_ids) for page_ids in self.tables), "more names than pages"
 
     def is_near_cut(self, index: int, *, back: int) -> bool:
         """Whether the page is one of the last `back` before a cut."""
