@@ -49,6 +49,7 @@ class World:
         disk: Path | None = None,
         **given: Any,
     ) -> None:
+        num_pages *= 2 if len(KINDS[kind].get("windows", ())) > 1 else 1  # each is of one group of layers only
         options: dict[str, Any] = {"num_pages": num_pages, "checkpoint_bytes": checkpoint_bytes, **KINDS[kind]}
         self.runner = FakeRunner(
             page_size=PAGE, vocab_size=VOCAB_SIZE, max_model_len=64, fingerprint=b"fingerprint-of-x", **options
