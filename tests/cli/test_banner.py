@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+import msgspec
 import pytest
 
 from vllm_mlx.cli.banner import banner, curl
@@ -35,6 +36,12 @@ def test_banner_says_what_runs_where() -> None:
     for expected in ("http://127.0.0.1:8000/v1", "mine", "8,192 tokens", "cpu (Some CPU), float32", "BLAS: some"):
         assert expected in text
     assert "weights 0.50 GiB, KV cache 0.10 GiB = 3,200 tokens" in text
+
+
+def test_banner_of_a_model_with_windows_says_how_many_sequences_fit() -> None:
+    found = info(num_pages=1 + 3 * (256 + 34))
+    windowed = msgspec.structs.replace(found, cache=msgspec.structs.replace(found.cache, windows=(None, 1024)))
+    assert "KV cache 0.85 GiB = 3.0 sequences of 8,192 tokens" in banner(Config(), windowed, url=URL)
 
 
 def test_banner_of_a_model_without_pages_states_no_capacity() -> None:

@@ -138,6 +138,20 @@ def test_tables_on_the_device_follow_the_rows() -> None:
     assert inputs.tables[0][2, :1].tolist() == [5]
 
 
+def test_pages_that_a_window_left_behind_are_not_sent_again() -> None:
+    inputs = DecodeInputs(windows=(None, 33), group_windows=(None, 33), kv_heads=2, num_slots=1, max_pages=4)
+    inputs.arrays((DecodeRow(0, 63, (1, 2), ((5, 6),)),), num_rows=1)
+    assert [table[0].tolist() for table in inputs.tables] == [[1, 2, 0, 0], [5, 6, 0, 0]]
+    arrays = inputs.host_arrays((DecodeRow(0, 96, (1, 2, 3, 4), ((0, 0, 7, 8),)),), num_rows=1)
+    inputs.arrays((DecodeRow(0, 96, (1, 2, 3, 4), ((0, 0, 7, 8),)),), num_rows=1)
+    assert [table[0].tolist() for table in inputs.tables] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert (arrays["writes_0"].tolist(), arrays["writes_1"].tolist()) == ([4 * 32], [8 * 32])
+    assert arrays["items_1"][0].tolist() == [0, 64, 97, 96]  # what is read begins with the window
+    other = DecodeRow(0, 70, (9, 8, 7), ((0, 3, 4),))
+    inputs.arrays((other,), num_rows=1)
+    assert inputs.tables[1][0, 1:3].tolist() == [3, 4]
+
+
 def test_padded_rows_write_to_the_scratch_page_and_have_no_items() -> None:
     inputs = DecodeInputs(windows=(None, 8), kv_heads=2, num_slots=3, max_pages=4)
     arrays = inputs.host_arrays((DecodeRow(1, 33, (4, 6)),), num_rows=4)
