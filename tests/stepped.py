@@ -9,9 +9,15 @@ import msgspec
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import DecodeRow, NewSequence, PrefillRow, Runner, Step, StepResult
 
+STRIDE = 30
+"""From a page in one group of layers to the page for the same tokens in the next."""
+
 
 class Hand:
-    """Sequences by slot, greedy. `pages` are given by the test, or taken from the next unused ones."""
+    """Sequences by slot, greedy. `pages` are given by the test, or taken from the next unused ones.
+
+    They are those of the first group of layers; a sequence has the same ones in the others, `STRIDE` further on.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -50,14 +56,24 @@ class Hand:
         params = SamplingParams(temperature=0.0, seed=1)
         return NewSequence(slot, params, tuple(tokens), len(tokens), num_cached=num_cached, checkpoint=checkpoint)
 
+    def everywhere(self, page_ids: Sequence[int]) -> tuple[int, ...]:
+        """Pages of the first group, then those of the others for the same tokens."""
+        return (*page_ids, *(page_id for table in self._others(page_ids) for page_id in table))
+
+    def _others(self, page_ids: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        num_others = len(self.runner.info.cache.windows) - 1
+        return tuple(tuple(page_id + STRIDE * (i + 1) for page_id in page_ids) for i in range(num_others))
+
     def prefill(self, slot: int, start: int, end: int | None = None) -> PrefillRow:
         """A chunk; up to the end it samples."""
         known = self.tokens[slot]
-        return PrefillRow(slot, start, tuple(known[start:end]), self.pages[slot], end is None)
+        pages = self.pages[slot]
+        return PrefillRow(slot, start, tuple(known[start:end]), pages, end is None, self._others(pages))
 
     def decode(self, *slots: int) -> tuple[DecodeRow, ...]:
         """A row for each slot."""
-        return tuple(DecodeRow(slot, len(self.tokens[slot]) - 1, self.pages[slot]) for slot in slots)
+        at = [(slot, len(self.tokens[slot]) - 1, self.pages[slot]) for slot in slots]
+        return tuple(DecodeRow(slot, position, pages, self._others(pages)) for slot, position, pages in at)
 
     def generate(self, slot: int, num_tokens: int) -> list[int]:
         """Decode a sequence alone; returns its last tokens."""

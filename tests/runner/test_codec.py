@@ -36,7 +36,8 @@ def exported_prefix(hand: Hand) -> tuple[bytes, ...]:
     hand.pages[1], hand.tokens[1] = hand.pages[0], list(OTHER)
     other = hand.new(1, OTHER)
     hand.pages[1] = hand.pages[0]
-    step = Step(0, released=(0,), exports=hand.pages[0][:2], new=(other,), prefills=(hand.prefill(1, 0),))
+    wanted = hand.everywhere(hand.pages[0][:2])
+    step = Step(0, released=(0,), exports=wanted, new=(other,), prefills=(hand.prefill(1, 0),))
     gone = Step(0, checkpoint_exports=(3,), dropped=(3,)) if has_state else Step(0)
     result = hand.run(step)
     exported = (*result.exported, *hand.run(gone).exported)
@@ -47,9 +48,9 @@ def exported_prefix(hand: Hand) -> tuple[bytes, ...]:
 
 def import_and_go_on(hand: Hand, payloads: tuple[bytes, ...], num_tokens: int) -> list[int]:
     """Tokens of a sequence that starts from the payloads, in the step that takes them in."""
-    num_pages = 2 if hand.runner.info.num_pages else 0
+    num_pages = len(hand.everywhere((1, 2))) if hand.runner.info.num_pages else 0
     new = hand.new(2, WHOLE, num_cached=64, checkpoint=9 if payloads[num_pages:] else None)
-    imports = tuple(zip(hand.pages[2], payloads[:num_pages], strict=False))
+    imports = tuple(zip(hand.everywhere(hand.pages[2][:2]), payloads[:num_pages], strict=False))
     states = tuple((9, payload) for payload in payloads[num_pages:])
     step = Step(0, imports=imports, checkpoint_imports=states, new=(new,), prefills=(hand.prefill(2, 64),))
     result = hand.run(step)
