@@ -32,6 +32,7 @@ TIMEOUT_S = 60.0
 MODEL, OTHER_MODEL = b"fingerprint-of-x", b"fingerprint-of-y"
 KINDS: dict[str, dict[str, Any]] = {
     "pages": {"num_pages": 48},
+    "windows": {"num_pages": 96, "windows": (None, 6)},
     "rows": {"num_pages": 0, "checkpoint_bytes": 800},
     "pages and state": {"num_pages": 48, "state": Layout.STATE, "checkpoint_bytes": 800},
 }

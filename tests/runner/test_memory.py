@@ -14,12 +14,13 @@ from vllm_mlx.core.step import Runner, Step
 from vllm_mlx.engine.scheduler import Scheduler
 
 
-def test_a_decode_step_copies_no_pool(open_runner: Callable[..., Runner]) -> None:
-    runner = open_runner("llama", num_pages=20_000)
+@pytest.mark.parametrize(("name", "num_arrays"), [("llama", 4), ("gemma3_text", 2)], ids=["one-group", "two-groups"])
+def test_a_decode_step_copies_no_pool(name: str, num_arrays: int, open_runner: Callable[..., Runner]) -> None:
+    runner = open_runner(name, num_pages=20_000)
     submits = [submit(str(i), prompt, max_tokens=4) for i, prompt in enumerate(prompts(20, 30))]
     runner._pages.ensure(19_999)  # type: ignore[attr-defined]
     run(runner, submits, config=Config())
-    pool_bytes = runner.memory().pages / 4  # two layers, keys and values
+    pool_bytes = runner.memory().pages / num_arrays  # keys and values of two layers, or of two that share a pool
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     run(runner, submits, config=Config())
