@@ -79,7 +79,7 @@ class Histories(RuleBasedStateMachine):
         which=st.integers(0, 1000), where=st.integers(0, 1000), change=st.sampled_from(["flip", "cut", "add", "swap"])
     )
     def damage(self, which: int, where: int, change: str) -> None:
-        files = blob_files(self.folder)
+        files = [file for file in blob_files(self.folder) if file.stat().st_size]
         if not files:
             return
         file = files[which % len(files)]
