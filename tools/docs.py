@@ -50,7 +50,7 @@ BODIES = {
     "POST /v1/completions": CompletionBody,
     "POST /v1/responses": ResponsesBody,
 }
-TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON object"}
+TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON object", tuple: "list of texts"}
 
 
 def pages() -> dict[Path, str]:

@@ -19,6 +19,7 @@ from vllm_mlx.api.batches.background import BackgroundEngine
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
+from vllm_mlx.api.model_names import ModelNames
 from vllm_mlx.api.observe import Observe
 from vllm_mlx.api.response_store import ResponseStore
 from vllm_mlx.chat.service import ChatService
@@ -46,7 +47,7 @@ def create_app(config: Config, service: ChatService, engine: EngineClient) -> Fa
 def _context(config: Config, service: ChatService, engine: EngineClient, *, responses: ResponseStore) -> Context:
     lifecycle = Lifecycle()
     metrics = Metrics(engine, model=config.model_name, lifecycle=lifecycle)
-    return Context(config, service, engine, lifecycle, metrics, responses)
+    return Context(config, service, engine, lifecycle, metrics, responses, ModelNames(config))
 
 
 def _background(context: Context) -> FastAPI:

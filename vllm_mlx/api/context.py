@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
+from vllm_mlx.api.model_names import ModelNames
 from vllm_mlx.api.response_store import ResponseStore
 from vllm_mlx.chat.service import ChatService
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.errors import NotFound
 from vllm_mlx.core.messages import EngineClient
-
-DEFAULT_MODEL = "default"
-"""A name for whatever model is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +24,10 @@ class Context:
     lifecycle: Lifecycle
     metrics: Metrics
     responses: ResponseStore
+    names: ModelNames
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
 
     def check_model(self, name: str | None) -> None:
-        """Raise NotFound unless `name` is a name of the served model; None is."""
-        served = self.config.model_name
-        if name is None or name in (served, self.config.model, DEFAULT_MODEL):
-            return
-        message = f"The model '{name}' does not exist. Available model: '{served}'."
-        raise NotFound(message, param="model", code="model_not_found")
+        """Raise NotFound unless `name` is a name or an alias of the served model; None is."""
+        self.names.check(name)

@@ -31,7 +31,7 @@ class Setting(typing.NamedTuple):
 
     name: str
     kind: type
-    """str, int, float, bool or dict."""
+    """str, int, float, bool, dict or tuple (of texts)."""
     default: Any
     group: str
     choices: tuple[str, ...]
@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser, fields: Iterable[Setting]) ->
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(setting)
-            if setting.default is not None:
+            if setting.kind is tuple:
+                options["action"] = "append"
+            elif setting.default is not None:
                 options["help"] = f"{text} [{setting.default}]"
         sections[setting.group].add_argument(*setting.flags, **options)
 
@@ -100,6 +102,8 @@ def make_config(given: Mapping[str, Any], environment: Mapping[str, str]) -> Con
             value = given[setting.name]
             is_text = isinstance(value, str)
             values[setting.name] = convert(setting, value, source=flag(setting.name)) if is_text else value
+            if setting.kind is tuple:
+                values[setting.name] = tuple(values[setting.name])
         elif text := environment.get(setting.variable, ""):
             values[setting.name] = convert(setting, text, source=setting.variable)
     if "max_tokens" not in values and "max_request_tokens" in values:
@@ -173,6 +177,11 @@ def _to_bool(text: str) -> bool | None:
     return True if word in _TRUE else False if word in _FALSE else None
 
 
+def _to_texts(text: str) -> tuple[str, ...]:
+    """An environment variable has room for several values: commas part them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _to_object(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
@@ -182,8 +191,8 @@ def _to_object(text: str) -> dict[str, Any] | None:
 
 
 _CONVERTERS: Mapping[type, Callable[[str], Any]] = types.MappingProxyType(
-    {str: str, int: _to_int, float: _to_float, bool: _to_bool, dict: _to_object}
+    {str: str, int: _to_int, float: _to_float, bool: _to_bool, dict: _to_object, tuple: _to_texts}
 )
 _EXPECTED: Mapping[type, str] = types.MappingProxyType(
-    {int: "a whole number", float: "a number", bool: "true or false", dict: "a JSON object", str: "text"}
+    {int: "a whole number", float: "a number", bool: "true or false", dict: "a JSON object", str: "text", tuple: "a list"}
 )

@@ -71,6 +71,12 @@ class Config:
     """TCP port to listen on."""
     api_key: str | None = setting(None, group="server", metavar="KEY")
     """Key that clients must send; without it everybody may use the server."""
+    model_aliases: bool = setting(True, group="server")
+    """Answer requests for cloud models (claude-*, gpt-*, codex-*, o3 and the like) with the served model, so that
+    clients need not be told its name."""
+    model_alias: tuple[str, ...] = setting((), group="server", metavar="PATTERN=NAME")
+    """One more name, or pattern of names, for the served model NAME; =NAME may be left out. May be given several
+    times."""
     timeout: float = setting(300.0, group="server", metavar="SECONDS")
     """Longest time a request may take, unless it asks for less or more with `timeout`; 0 is no limit."""
     cache_tenant_header: str | None = setting(None, group="server", metavar="NAME")
@@ -221,6 +227,7 @@ class Config:
         _require(self.response_store_max_mb >= 1, "--response-store-max-mb must be at least 1")
         _require(0 < self.response_store_ttl < math.inf, "--response-store-ttl must be greater than 0")
         self._check_ssd_cache()
+        self._check_aliases()
         header = self.cache_tenant_header
         _require(
             header is None or _HEADER_NAME.fullmatch(header) is not None,
@@ -254,6 +261,14 @@ class Config:
             "--ssd-cache-key-file encrypts the cache on disk; give --ssd-cache-dir too",
         )
 
+    def _check_aliases(self) -> None:
+        for pattern, name in self.alias_rules:
+            _require(pattern != "", "--model-alias must be PATTERN or PATTERN=NAME, with a PATTERN such as my-model*")
+            _require(
+                name in (self.model_name, self.model),
+                f"--model-alias: {name!r} is not served; the served model is {self.model_name!r}",
+            )
+
     def _check_sampling_defaults(self) -> None:
         try:
             SamplingParams(**self.sampling_defaults)
@@ -264,6 +279,12 @@ class Config:
     def model_name(self) -> str:
         """The name that the API shows."""
         return self.served_model_name or self.model
+
+    @property
+    def alias_rules(self) -> tuple[tuple[str, str], ...]:
+        """Pattern and name of each --model-alias."""
+        parts = [given.partition("=") for given in self.model_alias]
+        return tuple((pattern, name if is_named else self.model_name) for pattern, is_named, name in parts)
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
