@@ -16,7 +16,14 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError
 
 SERVE = COMMANDS[0]
-SAMPLES = {str: ("abc", "abc"), int: ("7", 7), float: ("0.5", 0.5), dict: ('{"a": [1]}', {"a": [1]}), tuple: ("my-*", ("my-*",))}
+SAMPLES = {
+    str: ("abc", "abc"),
+    int: ("7", 7),
+    float: ("0.5", 0.5),
+    dict: ('{"a": [1]}', {"a": [1]}),
+    tuple: ("my-*", ("my-*",)),
+}
+OTHERS = {str: "x", int: "9", float: "0.25", dict: "{}", tuple: "your-*"}
 EVERY = pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.name)
 
 
@@ -68,7 +75,7 @@ def test_every_setting_has_a_variable_and_the_flag_wins(setting: Setting) -> Non
         assert getattr(config_of("--no-" + setting.flags[0][2:], **{setting.variable: "1"}), setting.name) is False
         return
     text, value = sample(setting)
-    other = setting.choices[0] if setting.choices else {str: "x", int: "9", float: "0.25", dict: "{}", tuple: "your-*"}[setting.kind]
+    other = setting.choices[0] if setting.choices else OTHERS[setting.kind]
     assert set_alone(setting, **{setting.variable: text}) == value
     assert set_alone(setting, setting.flags[0], text, **{setting.variable: other}) == value
 

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from vllm_mlx import __version__
-from vllm_mlx.cli.parser import find_command, overview, parse
+from vllm_mlx.cli.parser import CLIENT_COMMANDS, find_command, overview, parse
 from vllm_mlx.cli.settings import ENV_PREFIX, make_config, unknown_variables
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError, EngineStartError, StartupError
@@ -81,16 +81,27 @@ def _dispatch(name: str, config: Config, given: argparse.Namespace) -> int:
         from vllm_mlx.cli.bench_options import BenchOptions
 
         return bench(config, BenchOptions.of(given))
+    has_model = hasattr(given, "model") or bool(os.environ.get(f"{ENV_PREFIX}MODEL"))
+    if name in CLIENT_COMMANDS:
+        return _client_command(name, config, given, has_model=has_model)
     if name == "doctor":
         from vllm_mlx.cli.doctor import doctor
 
-        has_model = hasattr(given, "model") or bool(os.environ.get(f"{ENV_PREFIX}MODEL"))
         return doctor(config, has_model=has_model, output_format=given.format)
     if name == "download":
         from vllm_mlx.cli.download import download
 
         return download(config)
     raise ConfigError(f"unknown command {name!r}")
+
+
+def _client_command(name: str, config: Config, given: argparse.Namespace, *, has_model: bool) -> int:
+    from vllm_mlx.cli.launch import connect, launch
+
+    if name == "connect":
+        return connect(config, client=given.client, url=given.url)
+    words = given.client_arguments
+    return launch(config, client=given.client, url=given.url, has_model=has_model, arguments=words)
 
 
 def _complain(message: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from vllm_mlx.cli.bench_options import add_bench_flags
+from vllm_mlx.cli.clients import clients
 from vllm_mlx.cli.compat import add_old_flags, apply_old_flags
 from vllm_mlx.cli.settings import GROUPS, add_arguments, did_you_mean, settings
 from vllm_mlx.core.errors import ConfigError
@@ -28,9 +29,16 @@ COMMANDS = (
     Command("chat", "Talk to a model in the terminal.", ("model", "engine", "defaults")),
     Command("bench", "Measure a model's engine, without HTTP.", ("model", "engine")),
     Command("bench-serve", "Measure a running server, over HTTP.", ()),
+    Command("launch", "Run a coding agent on a local model.", tuple(GROUPS)),
+    Command("connect", "Show how a coding agent is pointed at a running server.", ("server",)),
     Command("doctor", "Check this machine, its GPU kernels and their speed.", ("model",)),
     Command("download", "Fetch a model without serving it.", ("model",)),
 )
+CLIENT_COMMANDS = ("launch", "connect")
+_USAGE = {
+    "launch": "CLIENT [MODEL] [settings] [-- the client's own arguments]",
+    "connect": "CLIENT [--url URL] [settings]",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,14 +56,17 @@ def build_parser(command: Command) -> argparse.ArgumentParser:
         epilog=EPILOG,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
-        usage=f"vllm-mlx {command.name} [MODEL] [settings]",
+        usage=f"vllm-mlx {command.name} {_USAGE.get(command.name, '[MODEL] [settings]')}",
     )
-    parser.add_argument(
-        "model_argument",
-        metavar="MODEL",
-        nargs="?",
-        help="A local folder, a Hugging Face id, a .gguf file, or `demo` (the same as --model).",
-    )
+    if command.name in CLIENT_COMMANDS:
+        add_client_flags(parser, names=tuple(clients()))
+    if command.name != "connect":
+        parser.add_argument(
+            "model_argument",
+            metavar="MODEL",
+            nargs="?",
+            help="A local folder, a Hugging Face id, a .gguf file, or `demo` (the same as --model).",
+        )
     add_arguments(parser, settings(command.groups))
     if command.name == "bench":
         add_bench_flags(parser)
@@ -77,13 +88,25 @@ def parse(command: Command, arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: a flag is unknown, lacks its value, or is not supported yet.
     """
-    namespace = parse_strictly(build_parser(command), arguments)
-    if namespace.model_argument is not None:
+    own, rest = list(arguments), None
+    if command.name == "launch" and "--" in own:
+        end = own.index("--")
+        own, rest = own[:end], own[end + 1 :]
+    namespace = parse_strictly(build_parser(command), own)
+    namespace.client_arguments = rest or []
+    if getattr(namespace, "model_argument", None) is not None:
         if getattr(namespace, "model", namespace.model_argument) != namespace.model_argument:
             raise ConfigError(f"the model is given twice: {namespace.model_argument} and --model {namespace.model}")
         namespace.model = namespace.model_argument
     apply_old_flags(namespace)
     return namespace
+
+
+def add_client_flags(parser: argparse.ArgumentParser, *, names: Sequence[str]) -> None:
+    """What `launch` and `connect` take besides settings."""
+    parser.add_argument("client", metavar="CLIENT", help=f"{', '.join(names[:-1])} or {names[-1]}.")
+    text = "A server that runs already, here or elsewhere; if not given, the one at --host and --port."
+    parser.add_argument_group("The client").add_argument("--url", default=None, metavar="URL", help=text)
 
 
 def parse_strictly(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

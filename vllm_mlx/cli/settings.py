@@ -112,6 +112,23 @@ def make_config(given: Mapping[str, Any], environment: Mapping[str, str]) -> Con
     return Config(**values)
 
 
+def arguments_of(config: Config) -> list[str]:
+    """Flags that say what differs from the defaults, but for the API key, which others can see on a command line."""
+    found: list[str] = []
+    for setting in settings():
+        value = getattr(config, setting.name)
+        if value == setting.default or setting.name == "api_key":
+            continue
+        if setting.kind is bool:
+            found.append(setting.flags[0] if value else "--no-" + setting.flags[0][2:])
+        elif setting.kind is tuple:
+            found += [f"{setting.flags[0]}={part}" for part in value]
+        else:
+            text = json.dumps(value) if setting.kind is dict else str(value)
+            found.append(f"{setting.flags[0]}={text}")
+    return found
+
+
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """One line for every `VLLM_MLX_...` variable that no setting reads."""
     known = [setting.variable for setting in settings()]
@@ -194,5 +211,12 @@ _CONVERTERS: Mapping[type, Callable[[str], Any]] = types.MappingProxyType(
     {str: str, int: _to_int, float: _to_float, bool: _to_bool, dict: _to_object, tuple: _to_texts}
 )
 _EXPECTED: Mapping[type, str] = types.MappingProxyType(
-    {int: "a whole number", float: "a number", bool: "true or false", dict: "a JSON object", str: "text", tuple: "a list"}
+    {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        dict: "a JSON object",
+        str: "text",
+        tuple: "a list",
+    }
 )

@@ -1,0 +1,115 @@
+"""What a coding agent needs to be told, as data, and what becomes of it for one server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import msgspec
+
+NO_KEY = "no-key"
+"""Sent where the server needs no key: clients refuse to start without one."""
+_MAX_OUTPUT_PART = 4
+"""An answer may take this part of the context; the rest is for the conversation."""
+_MAX_OUTPUT_TOKENS = 32_768
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True):
+    """A coding agent.
+
+    Texts may hold `$url` (of the server, without /v1), `$model`, `$key`, `$context` (tokens), `$output` (tokens) and
+    `$folder` (where `files` are). In a file, a text that is nothing but `$context` or `$output` becomes a number.
+    """
+
+    name: str
+    """What the user types."""
+    title: str
+    executable: str
+    install: str
+    """Command that installs it."""
+    environment: Mapping[str, str] = {}
+    unset: tuple[str, ...] = ()
+    """Variables that would lead it to another server."""
+    files: Mapping[str, Any] = {}
+    """Path under `$folder` -> JSON value."""
+    arguments: tuple[str, ...] = ()
+    """Before the user's own."""
+    hints: tuple[str, ...] = ()
+    """What a user should know, for `connect`."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A server, as a client sees it."""
+
+    url: str
+    """Without /v1 and without a slash at the end."""
+    model: str
+    context_tokens: int
+    """Prompt and output together."""
+    key: str | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        """Most that one answer should take."""
+        return max(1, min(_MAX_OUTPUT_TOKENS, self.context_tokens // _MAX_OUTPUT_PART))
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """A client's settings with everything filled in."""
+
+    environment: dict[str, str]
+    unset: tuple[str, ...]
+    files: dict[Path, str]
+    """Where -> text."""
+    command: tuple[str, ...]
+    """Executable and its first arguments."""
+
+    def write(self) -> None:
+        """Write the files, readable by their owner only: they may hold a key."""
+        for path, text in self.files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(text)
+
+    def environment_from(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The environment to run the client in."""
+        kept = {name: value for name, value in inherited.items() if name not in self.unset}
+        return {**kept, **self.environment}
+
+
+def set_up(client: Client, target: Target, *, folder: Path) -> Setup:
+    """Fill a client's texts in for a server; nothing is written."""
+    values = {
+        "url": target.url,
+        "model": target.model,
+        "key": target.key or NO_KEY,
+        "context": str(target.context_tokens),
+        "output": str(target.output_tokens),
+        "folder": str(folder),
+    }
+    return Setup(
+        environment={name: _filled(text, values) for name, text in client.environment.items()},
+        unset=client.unset,
+        files={
+            folder / name: json.dumps(_filled_json(value, values), indent=2) + "\n"
+            for name, value in client.files.items()
+        },
+        command=(client.executable, *(_filled(text, values) for text in client.arguments)),
+    )
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    return Template(text).substitute(values)
+
+
+def _filled_json(value: Any, values: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {_filled(name, values): _filled_json(part, values) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_filled_json(part, values) for part in value]
+    if value in ("$context", "$output"):
+        return int(values[value[1:]])
+    return _filled(value, values) if isinstance(value, str) else value
