@@ -11,8 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vllm_mlx.api.dialect import speaks_anthropic
 from vllm_mlx.api.observe import CLIENT_GONE, RequestRecord, record_of
 from vllm_mlx.api.wire.answers import ErrorAnswer, ErrorDetail
+from vllm_mlx.api.wire.anthropic.errors import error_answer, status_of
 from vllm_mlx.core import log
 from vllm_mlx.core.errors import EngineFailure, InvalidRequest, NotFound, RequestError, ServerBusy
 
@@ -30,13 +32,16 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
-def answer(error: RequestError) -> Response:
-    """The HTTP answer for an error."""
+def answer(error: RequestError, scope: Scope) -> Response:
+    """The HTTP answer for an error, in the dialect of the request."""
     headers = {}
     if error.status == ServerBusy.status:
         headers["retry-after"] = str(error.retry_after_s if isinstance(error, ServerBusy) else _RETRY_AFTER_S)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if speaks_anthropic(scope):
+        shown = error_answer(error, request_id=record_of(scope).request_id)
+        return Response(msgspec.json.encode(shown), status_of(error), headers, "application/json")
     return Response(msgspec.json.encode(body(error)), error.status, headers, "application/json")
 
 
@@ -71,7 +76,7 @@ class Guard:
             known = _known(error, record)
             if started:
                 raise
-            await answer(known)(scope, receive, send)
+            await answer(known, scope)(scope, receive, send)
 
 
 async def last_event(error: RequestError) -> bytes:
@@ -109,7 +114,7 @@ def _known(error: Exception, record: RequestRecord) -> RequestError:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Routing failures (unknown path, wrong method) in our own shape."""
+    """Routing failures (unknown path, wrong method) in the shape of other errors."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     found: RequestError
@@ -122,16 +127,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
             found = InvalidRequest(str(error.detail))
             found.status = error.status_code
     record_of(request.scope).note_error(found)
-    response = answer(found)
+    response = answer(found, request.scope)
     response.headers.update(error.headers or {})
     return response
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
-    """Wrong path or query parameters in our own shape."""
+    """Wrong path or query parameters in the shape of other errors."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(step) for step in first["loc"][1:])
     found = InvalidRequest(f"{param}: {first['msg']}.", param=param)
     record_of(request.scope).note_error(found)
-    return answer(found)
+    return answer(found, request.scope)

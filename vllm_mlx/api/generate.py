@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -14,7 +14,8 @@ from vllm_mlx.api.disconnect import while_connected
 from vllm_mlx.api.errors import DONE, guarded
 from vllm_mlx.api.limits import read_body
 from vllm_mlx.api.observe import Meter, RequestRecord, observed, record_of
-from vllm_mlx.api.sse import EventResponse, frame
+from vllm_mlx.api.sse import KEEP_ALIVE, EventResponse, frame
+from vllm_mlx.api.wire.anthropic.body import MessagesBody
 from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.api.wire.sampling import GenerationBody
 from vllm_mlx.api.wire.usage import Cache, added, cache_answer
@@ -25,7 +26,7 @@ from vllm_mlx.core.events import Event, Finish, Usage
 HIT_TOKENS = "x-cache-hit-tokens"
 """Header of every generated answer."""
 
-Body = TypeVar("Body", bound=GenerationBody)
+Body = TypeVar("Body", bound=GenerationBody | MessagesBody)
 
 
 class Encoder(Protocol):
@@ -65,17 +66,40 @@ async def _respond(
     record: RequestRecord, context: Context, starting: Coroutine[Any, Any, EventStream], encoder: Encoder
 ) -> Response:
     events = await starting
+
+    async def whole() -> msgspec.Struct:
+        collected = await collect(observed(events, record, context.metrics))
+        return encoder.answer(collected, cache_answer(events.explanations()))
+
+    def frames() -> AsyncGenerator[bytes, None]:
+        return guarded(_frames(events, record, context, encoder), record)
+
+    return await delivered(events, context, is_stream=record.is_stream, whole=whole, frames=frames)
+
+
+async def delivered(
+    events: EventStream,
+    context: Context,
+    *,
+    is_stream: bool,
+    whole: Callable[[], Awaitable[msgspec.Struct]],
+    frames: Callable[[], AsyncGenerator[bytes, None]],
+    sign: bytes = KEEP_ALIVE,
+) -> Response:
+    """Answer with `whole`, or with a stream of `frames`, made of the events, which are closed in the end.
+
+    A stream begins when there is an event, so that what fails before has a status, or after `--keepalive-interval`.
+    """
     is_handed_on = False
     try:
-        if not record.is_stream:
-            collected = await collect(observed(events, record, context.metrics))
-            body = msgspec.json.encode(encoder.answer(collected, cache_answer(events.explanations())))
+        if not is_stream:
+            body = msgspec.json.encode(await whole())
             return Response(body, media_type="application/json", headers=cache_headers(events))
         keepalive_s = context.config.keepalive_interval
         await events.ready(keepalive_s)
-        frames = guarded(_frames(events, record, context, encoder), record)
         is_handed_on = True
-        return EventResponse(frames, close=events.aclose, keepalive_s=keepalive_s, headers=cache_headers(events))
+        headers = cache_headers(events)
+        return EventResponse(frames(), close=events.aclose, keepalive_s=keepalive_s, headers=headers, sign=sign)
     finally:
         if not is_handed_on:
             await events.aclose()

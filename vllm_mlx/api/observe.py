@@ -13,6 +13,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vllm_mlx.api.dialect import speaks_anthropic
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
 from vllm_mlx.core import log
@@ -75,7 +76,7 @@ class Observe:
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Adds the header x-request-id to the answer."""
+        """Adds the header x-request-id to the answer, and request-id for Anthropic's clients."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -84,8 +85,9 @@ class Observe:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                name = (b"x-request-id", record.request_id.encode("ascii"))
-                message = {**message, "headers": [*message.get("headers", ()), name]}
+                value = record.request_id.encode("ascii")
+                names = [(name, value) for name in _id_headers(scope)]
+                message = {**message, "headers": [*message.get("headers", ()), *names]}
             await send(message)
 
         try:
@@ -103,6 +105,10 @@ class Observe:
         if _log.isEnabledFor(level):
             shown = endpoint if endpoint != UNKNOWN else quote(path[:_MAX_LOGGED_PATH])
             _log.log(level, shown, extra=_line(record, elapsed_s))
+
+
+def _id_headers(scope: Scope) -> tuple[bytes, ...]:
+    return (b"x-request-id", b"request-id") if speaks_anthropic(scope) else (b"x-request-id",)
 
 
 def new_record(client_id: str | None) -> RequestRecord:

@@ -21,14 +21,16 @@ def json_body(*models: type[WireModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def json_answers(answer: type[msgspec.Struct], *, is_streamed: bool = False) -> dict[int | str, dict[str, Any]]:
+def json_answers(
+    answer: type[msgspec.Struct], *, is_streamed: bool = False, error: type[msgspec.Struct] = ErrorAnswer
+) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: the answer, and the shape of every error."""
     content: dict[str, Any] = {"application/json": {"schema": _schema(answer)}}
     if is_streamed:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {
         200: {"description": "The answer.", "content": content},
-        "default": {"description": "An error.", "content": {"application/json": {"schema": _schema(ErrorAnswer)}}},
+        "default": {"description": "An error.", "content": {"application/json": {"schema": _schema(error)}}},
     }
 
 

@@ -15,6 +15,7 @@ from vllm_mlx.core.errors import InvalidRequest
 
 KEY_BYTES = 32
 _VERSION = "vr1."
+_SIGNED = "vs1."
 _MAC_BYTES = hashlib.sha256().digest_size
 
 
@@ -29,8 +30,24 @@ class Sealer:
         data = text.encode("utf-8", "surrogatepass")
         return _VERSION + base64.urlsafe_b64encode(self._mac(data) + data).decode()
 
+    def sign(self, text: str) -> str:
+        """What vouches for a text without containing it."""
+        return _SIGNED + base64.urlsafe_b64encode(self._mac(text.encode("utf-8", "surrogatepass"))).decode()
+
     def unseal(self, blob: str) -> str:
         """The text of a blob. Raises InvalidRequest if it was changed or sealed with another key."""
+        text = self.find(blob)
+        if text is None:
+            raise InvalidRequest(
+                "encrypted_content of a reasoning item was changed, or comes from another server or from before a "
+                "restart. Leave the item out; --response-store PATH makes the server keep its key.",
+                param="input",
+                code="invalid_encrypted_content",
+            )
+        return text
+
+    def find(self, blob: str) -> str | None:
+        """The text of a blob; None if it is not one, was changed or sealed with another key."""
         try:
             raw = base64.b64decode(
                 blob.removeprefix(_VERSION).encode("ascii", "replace"), altchars=b"-_", validate=True
@@ -39,12 +56,7 @@ class Sealer:
             raw = b""
         mac, data = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
         if not blob.startswith(_VERSION) or not hmac.compare_digest(mac, self._mac(data)):
-            raise InvalidRequest(
-                "encrypted_content of a reasoning item was changed, or comes from another server or from before a "
-                "restart. Leave the item out; --response-store PATH makes the server keep its key.",
-                param="input",
-                code="invalid_encrypted_content",
-            )
+            return None
         return data.decode("utf-8", "surrogatepass")
 
     def _mac(self, data: bytes) -> bytes:

@@ -22,7 +22,7 @@ def frame(value: Any) -> bytes:
 
 
 class EventResponse(Response):
-    """Sends frames as they come, and a comment after every `keepalive_s` seconds of silence.
+    """Sends frames as they come, and `sign` after every `keepalive_s` seconds of silence: a comment, or an event.
 
     `frames` must turn its own errors into frames. `close` is called at the end, or as soon as the client goes.
     """
@@ -36,12 +36,14 @@ class EventResponse(Response):
         close: Callable[[], Awaitable[None]],
         keepalive_s: float,
         headers: Mapping[str, str] = {},
+        sign: bytes = KEEP_ALIVE,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
         self._frames = frames
         self._close = close
         self._keepalive_s = keepalive_s
+        self._sign = sign
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,10 +70,10 @@ class EventResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:
-        """Comment on silence. A frame is one send on the same loop, so a comment never cuts one."""
+        """Break silence. A frame is one send on the same loop, so the sign never cuts one."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._sent_at + self._keepalive_s - loop.time())
             if loop.time() - self._sent_at >= self._keepalive_s:
                 self._sent_at = loop.time()
-                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                await send({"type": "http.response.body", "body": self._sign, "more_body": True})

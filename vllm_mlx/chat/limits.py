@@ -26,6 +26,8 @@ def check_text(text: str, tokenizer: Tokenizer, *, max_model_len: int, param: st
             f"The prompt has at least {min_tokens} tokens, but the model's context holds {max_model_len}, "
             f"prompt and output together. Shorten the {param}.",
             param=param,
+            num_tokens=min_tokens,
+            max_tokens=max_model_len - 1,
         )
 
 
@@ -69,9 +71,17 @@ def bad_word_ids(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int,
 
 
 def max_output_tokens(
-    sampling: SamplingParams, *, num_prompt: int, max_model_len: int, default: int, param: str
+    sampling: SamplingParams,
+    *,
+    num_prompt: int,
+    max_model_len: int,
+    default: int,
+    param: str,
+    may_be_shorter: bool = False,
 ) -> int:
     """How many tokens may be generated; `default` applies where the request names no number, as far as there is room.
+
+    `may_be_shorter`: so does the number that the request names.
 
     Raises:
         ContextLengthExceeded: prompt and output do not fit together.
@@ -85,14 +95,18 @@ def max_output_tokens(
             f"The prompt has {num_prompt} tokens, but the model's context holds {max_model_len}, prompt and output "
             f"together. Shorten the {param}.",
             param=param,
+            num_tokens=num_prompt,
+            max_tokens=max_model_len - 1,
         )
-    if sampling.max_tokens is not None and sampling.max_tokens > room:
+    if sampling.max_tokens is not None and sampling.max_tokens > room and not may_be_shorter:
         raise ContextLengthExceeded(
             f"The prompt has {num_prompt} tokens and max_tokens asks for {sampling.max_tokens} more, but the model's "
             f"context holds {max_model_len}. Shorten the {param} or set max_tokens to at most {room}.",
             param=param,
+            num_tokens=num_prompt,
+            max_tokens=max_model_len - 1,
         )
-    limit = sampling.max_tokens or min(default, room)
+    limit = min(sampling.max_tokens or default, room)
     if sampling.min_tokens > limit:
         raise InvalidRequest(
             f"min_tokens is {sampling.min_tokens}, but at most {limit} tokens are generated.", param="min_tokens"

@@ -227,7 +227,10 @@ class ChatService:
         max_choices = self._config.max_num_seqs + self._config.max_waiting
         if len(inputs) * sampling.n > max_choices:
             raise InvalidRequest(f"At most {max_choices} choices can be asked for at once.", param="n")
-        resolved = [self._engine_sampling(sampling, one, info, param=param) for one in inputs]
+        may_be_shorter = isinstance(request, ChatRequest) and request.output_may_be_shorter
+        resolved = [
+            self._engine_sampling(sampling, one, info, param=param, may_be_shorter=may_be_shorter) for one in inputs
+        ]
         explain = self._explain_later(inputs, info) if request.wants_cache_report else None
         choices: list[tuple[Submit, ChoiceDecoder]] = []
         for one, engine_sampling in zip(inputs, resolved, strict=True):
@@ -337,7 +340,7 @@ class ChatService:
         )
 
     def _engine_sampling(
-        self, sampling: SamplingParams, one: Encoded, info: RunnerInfo, *, param: str
+        self, sampling: SamplingParams, one: Encoded, info: RunnerInfo, *, param: str, may_be_shorter: bool
     ) -> SamplingParams:
         """What a sequence of the engine gets, but for its seed: a single choice, everything resolved, no text."""
         token_ids = one.prompt.token_ids
@@ -348,6 +351,7 @@ class ChatService:
             max_model_len=info.max_model_len,
             default=self._config.max_tokens,
             param=param,
+            may_be_shorter=may_be_shorter,
         )
         eos = () if sampling.ignore_eos else sorted({*self._tokenizer.eos_token_ids, *one.stop_token_ids})
         stop_token_ids = dict.fromkeys((*sampling.stop_token_ids, *(i for i in eos if 0 <= i < info.vocab_size)))

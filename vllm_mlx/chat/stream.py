@@ -39,6 +39,7 @@ class EventStream:
         timeout_s: float | None = None,
         on_tokens: Callable[[str, Sequence[int]], None] | None = None,
         explain: Explain | None = None,
+        marks: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Submit every choice; call it on the event loop that runs the engine client.
 
@@ -46,6 +47,8 @@ class EventStream:
         """
         self.prompt_tokens = prompt_tokens
         """Tokens of all prompts."""
+        self.marks = tuple(marks)
+        """Beginnings of the prompt that its request wants kept: tokens, and seconds."""
         self.num_choices = len(choices)
         self._engine = engine
         self._on_tokens = on_tokens

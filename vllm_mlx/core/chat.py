@@ -35,6 +35,8 @@ class Message(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
     is_breakpoint: bool = False
     """Its end was marked by the client as one from which others will go on."""
+    keep_s: int = 0
+    """How long what is remembered of the prompt up to its end stays, whatever else needs the memory; 0: no promise."""
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -89,6 +91,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     """Tell the tokens of prompt and output at the end."""
     continue_final_message: bool = False
     """Whether the answer goes on with the last message instead; then no beginning of an answer is added."""
+    output_may_be_shorter: bool = False
+    """Whether `max_tokens` only limits: where the context has room for less, the answer ends there."""
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):

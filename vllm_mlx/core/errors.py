@@ -54,6 +54,20 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "context_length_exceeded"
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        num_tokens: int = 0,
+        max_tokens: int = 0,
+    ) -> None:
+        """`num_tokens` is what the prompt has, or at least has, and `max_tokens` what it may have; 0: not known."""
+        super().__init__(message, param=param, code=code)
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
 
 class Unauthorized(RequestError):
     """The API key is missing or wrong."""

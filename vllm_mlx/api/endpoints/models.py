@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_mlx.api.context import Context
+from vllm_mlx.api.dialect import speaks_anthropic
 from vllm_mlx.api.openapi import json_answers
 from vllm_mlx.api.wire.answers import Capabilities, ModelCard, ModelList
+from vllm_mlx.api.wire.anthropic.models import model_info, model_list
 
 
 def router(context: Context) -> APIRouter:
@@ -16,14 +21,25 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(tags=["Models"])
 
     @routes.get("/v1/models", responses=json_answers(ModelList), response_class=Response)
-    async def list_models() -> Response:
-        """The models that requests may name."""
-        return _json(ModelList([_card(context)]))
+    async def list_models(
+        request: Request,
+        _limit: Annotated[int, Query(alias="limit", ge=1, le=1000)] = 20,
+        after_id: str | None = None,
+        before_id: str | None = None,
+    ) -> Response:
+        """The models that requests may name; in Anthropic's shape for its clients, who ask in pages."""
+        if not speaks_anthropic(request.scope):
+            return _json(ModelList([_card(context)]))
+        info = model_info(_card(context), max_output=context.config.max_request_tokens)
+        # There is one: nothing stands before or behind it.
+        return _json(model_list([info] if after_id is None and before_id is None else []))
 
     @routes.get("/v1/models/{model_id:path}", responses=json_answers(ModelCard), response_class=Response)
-    async def retrieve_model(model_id: str) -> Response:
+    async def retrieve_model(request: Request, model_id: str) -> Response:
         """One model, by any of its names; names may contain slashes."""
         context.check_model(model_id)
+        if speaks_anthropic(request.scope):
+            return _json(model_info(_card(context), max_output=context.config.max_request_tokens))
         return _json(_card(context))
 
     return routes

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.disconnect import while_connected
-from vllm_mlx.api.generate import cache_headers
+from vllm_mlx.api.generate import delivered
 from vllm_mlx.api.observe import RequestRecord, new_record
 from vllm_mlx.api.responses.background import Background
 from vllm_mlx.api.responses.earlier import earlier_items, resolved
@@ -20,7 +20,6 @@ from vllm_mlx.api.responses.follow import follow
 from vllm_mlx.api.responses.run import Keeper, Run
 from vllm_mlx.api.responses.truncation import truncated
 from vllm_mlx.api.sealed import Sealer
-from vllm_mlx.api.sse import EventResponse
 from vllm_mlx.api.tenant import tenant_of
 from vllm_mlx.api.wire.responses.body import InputTokensBody, PromptFields, ResponsesBody
 from vllm_mlx.api.wire.responses.encoder import ResponseEncoder
@@ -117,19 +116,7 @@ async def _asked(
 async def _with_client(starting: Coroutine[Any, Any, Run], context: Context, *, is_stream: bool) -> Response:
     """The response ends with its client."""
     run = await starting
-    is_handed_on = False
-    try:
-        if not is_stream:
-            raw = msgspec.json.encode(await run.whole())
-            return Response(raw, media_type="application/json", headers=cache_headers(run.events))
-        keepalive_s = context.config.keepalive_interval
-        await run.events.ready(keepalive_s)
-        is_handed_on = True
-        headers = cache_headers(run.events)
-        return EventResponse(run.stream(), close=run.events.aclose, keepalive_s=keepalive_s, headers=headers)
-    finally:
-        if not is_handed_on:
-            await run.events.aclose()
+    return await delivered(run.events, context, is_stream=is_stream, whole=run.whole, frames=run.stream)
 
 
 async def _alone(

@@ -1,0 +1,88 @@
+"""/v1/messages: Anthropic's dialect."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vllm_mlx.api.context import Context
+from vllm_mlx.api.disconnect import while_connected
+from vllm_mlx.api.generate import admitted, delivered
+from vllm_mlx.api.limits import read_body
+from vllm_mlx.api.messages import MessageRun
+from vllm_mlx.api.observe import RequestRecord, record_of
+from vllm_mlx.api.openapi import json_answers, json_body
+from vllm_mlx.api.sealed import Sealer
+from vllm_mlx.api.tenant import tenant_of
+from vllm_mlx.api.wire.anthropic.answers import ErrorAnswer, MessageAnswer, Ping, TokenCount, framed
+from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody
+from vllm_mlx.api.wire.anthropic.encoder import MessageEncoder
+from vllm_mlx.api.wire.anthropic.request import in_own_names, message_request, prompt_request, shown_reasoning
+from vllm_mlx.api.wire.decode import decode
+from vllm_mlx.core.errors import InvalidRequest
+from vllm_mlx.core.sampling import SamplingParams
+
+
+def router(context: Context) -> APIRouter:
+    """The endpoints over one server."""
+    routes = APIRouter(tags=["Messages"])
+
+    @routes.post(
+        "/v1/messages",
+        openapi_extra=json_body(MessagesBody),
+        responses=json_answers(MessageAnswer, is_streamed=True, error=ErrorAnswer),
+        response_class=Response,
+    )
+    async def create_message(request: Request) -> Response:
+        """Continue a conversation."""
+        body, record = await admitted(request, MessagesBody, context)
+        tenant = tenant_of(request, context.config)
+        return await while_connected(request.receive, _answered(body, record, context, tenant=tenant))
+
+    @routes.post(
+        "/v1/messages/count_tokens",
+        openapi_extra=json_body(CountTokensBody),
+        responses=json_answers(TokenCount, error=ErrorAnswer),
+        response_class=Response,
+    )
+    async def count_tokens(request: Request) -> Response:
+        """Count the tokens of a prompt; nothing is generated."""
+        body = decode(await read_body(request, max_mb=context.config.max_body_mb), CountTokensBody)
+        context.check_model(body.model)
+        answer = TokenCount(await _count(body, context, request_id=f"msg_{record_of(request.scope).key}"))
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+    return routes
+
+
+async def _answered(body: MessagesBody, record: RequestRecord, context: Context, *, tenant: bytes) -> Response:
+    message_id, sealer = f"msg_{record.key}", Sealer(context.responses.key)
+    defaults = context.service.sampling_defaults
+    asked = message_request(body, request_id=message_id, defaults=defaults, unseal=sealer.find, tenant=tenant)
+    try:
+        events = await context.service.chat(asked)
+    except InvalidRequest as error:
+        raise in_own_names(error) from error
+    shown = shown_reasoning(body)
+    encoder = MessageEncoder(
+        message_id,
+        context.config.model_name,
+        max_tokens=body.max_tokens,
+        sign=sealer.seal if shown == "signature" else sealer.sign,
+        shows=shown,
+    )
+    run = MessageRun(events, encoder, record=record, context=context)
+    return await delivered(
+        events, context, is_stream=record.is_stream, whole=run.whole, frames=run.stream, sign=framed(Ping())
+    )
+
+
+async def _count(body: CountTokensBody, context: Context, *, request_id: str) -> int:
+    unseal = Sealer(context.responses.key).find
+    asked = prompt_request(body, request_id=request_id, sampling=SamplingParams(), unseal=unseal)
+    try:
+        return await context.service.count_tokens(asked)
+    except InvalidRequest as error:
+        raise in_own_names(error) from error

@@ -1,0 +1,147 @@
+"""From a body to a chat request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from vllm_mlx.api.wire.anthropic.blocks import keep_s
+from vllm_mlx.api.wire.anthropic.body import (
+    DisabledThinking,
+    EnabledThinking,
+    JsonFormat,
+    MessagesBody,
+    PromptFields,
+)
+from vllm_mlx.api.wire.anthropic.encoder import Shown
+from vllm_mlx.api.wire.anthropic.tools import to_choice, to_tools
+from vllm_mlx.api.wire.anthropic.transcript import Unseal, messages_of
+from vllm_mlx.core.chat import ChatRequest, Message
+from vllm_mlx.core.errors import ContextLengthExceeded, InvalidRequest
+from vllm_mlx.core.sampling import SamplingParams, merge
+from vllm_mlx.core.shape import OutputShape
+
+_OWN_NAMES = MappingProxyType({"stop": "stop_sequences"})
+
+
+def prompt_request(
+    body: PromptFields, *, request_id: str, sampling: SamplingParams, unseal: Unseal, tenant: bytes = b""
+) -> ChatRequest:
+    """The conversation in no dialect. Raises InvalidRequest for fields that contradict each other."""
+    tools = to_tools(body.tools)
+    choice, is_parallel = to_choice(body.tool_choice, tools)
+    messages = _marked(messages_of(body.messages, system=body.system, unseal=unseal), body)
+    last = messages[-1] if messages else None
+    if last is None or all(message.role == "system" for message in messages):
+        raise InvalidRequest("messages must have a turn of the user.", param="messages")
+    if last.role == "assistant" and last.tool_calls and isinstance(body, MessagesBody):
+        raise InvalidRequest(
+            "messages ends with tool_use blocks: send their tool_result blocks in a turn of the user.", param="messages"
+        )
+    return ChatRequest(
+        request_id=request_id,
+        messages=messages,
+        sampling=sampling,
+        tools=tools,
+        tool_choice=choice,
+        thinking_budget=_budget(body),
+        parallel_tool_calls=is_parallel,
+        output=_shape(body),
+        template_kwargs=_template_kwargs(body),
+        tenant=tenant,
+        continue_final_message=last.role == "assistant" and bool(last.content) and not last.tool_calls,
+        output_may_be_shorter=True,
+    )
+
+
+def message_request(
+    body: MessagesBody, *, request_id: str, defaults: Mapping[str, Any], unseal: Unseal, tenant: bytes = b""
+) -> ChatRequest:
+    """The whole request in no dialect. Raises InvalidRequest, in the names of this dialect."""
+    request = prompt_request(
+        body, request_id=request_id, sampling=_sampling(body, defaults), unseal=unseal, tenant=tenant
+    )
+    return msgspec.structs.replace(
+        request,
+        timeout_s=body.timeout,
+        priority=-(body.priority or 0),
+        wants_cache_report=body.diagnostics is not None,
+    )
+
+
+def shown_reasoning(body: PromptFields) -> Shown:
+    """What the client wants to see of the reasoning."""
+    given = body.thinking
+    if isinstance(given, DisabledThinking):
+        return "nothing"  # some models think all the same
+    return "signature" if given is not None and given.display == "omitted" else "all"
+
+
+def in_own_names(error: InvalidRequest) -> InvalidRequest:
+    """An error of the chat service with this dialect's names of fields.
+
+    Clients know a prompt that is too long by its text, and shorten the conversation.
+    """
+    param = _OWN_NAMES.get(error.param or "", error.param)
+    if isinstance(error, ContextLengthExceeded) and error.num_tokens:
+        text = f"prompt is too long: {error.num_tokens} tokens > {error.max_tokens} maximum"
+        return ContextLengthExceeded(text, param=param, num_tokens=error.num_tokens, max_tokens=error.max_tokens)
+    if param == error.param:
+        return error
+    return InvalidRequest(error.message.replace("stop ", "stop_sequences ", 1), param=param, code=error.code)
+
+
+def _sampling(body: MessagesBody, defaults: Mapping[str, Any]) -> SamplingParams:
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens")
+    given = {name: getattr(body, name) for name in names}
+    given["stop"] = tuple(body.stop_sequences) if body.stop_sequences else None
+    try:
+        return merge(given, defaults)
+    except InvalidRequest as error:
+        raise in_own_names(error) from error
+
+
+def _marked(messages: tuple[Message, ...], body: PromptFields) -> tuple[Message, ...]:
+    """The messages with the marks that stand outside them: tools are shown before them, `cache_control` ends them."""
+    found = list(messages)
+    tools = max((keep_s(tool.cache_control) for tool in body.tools or ()), default=0)
+    for place, seconds in ((0, tools), (-1, keep_s(body.cache_control))):
+        if found and seconds:
+            keep = max(found[place].keep_s, seconds)
+            found[place] = msgspec.structs.replace(found[place], is_breakpoint=True, keep_s=keep)
+    return tuple(found)
+
+
+def _budget(body: PromptFields) -> int | None:
+    """Tokens of reasoning. None at all if it is disabled, also for models whose template cannot switch it off."""
+    if isinstance(body.thinking, DisabledThinking):
+        return 0
+    return body.thinking.budget_tokens if isinstance(body.thinking, EnabledThinking) else None
+
+
+def _shape(body: PromptFields) -> OutputShape | None:
+    """What the answer must look like. Raises InvalidRequest if that is said twice."""
+    newer = body.output_config.format if body.output_config else None
+    given = [("output_config.format", newer), ("output_format", body.output_format)]
+    shapes = [_json_shape(name, wanted) for name, wanted in given if wanted is not None]
+    other = body.shape() if isinstance(body, MessagesBody) else None
+    shapes += [other] if other is not None else []
+    if len(shapes) > 1:
+        first, second = shapes[0].param.removesuffix(".schema"), shapes[1].param.removesuffix(".schema")
+        raise InvalidRequest(f"{first} and {second} exclude each other; send one of them.", param=second)
+    return shapes[0] if shapes else None
+
+
+def _json_shape(name: str, wanted: JsonFormat) -> OutputShape:
+    return OutputShape("json_schema", wanted.schema_, param=f"{name}.schema")
+
+
+def _template_kwargs(body: PromptFields) -> dict[str, Any]:
+    named = {
+        "enable_thinking": None if body.thinking is None else not isinstance(body.thinking, DisabledThinking),
+        "reasoning_effort": body.output_config.effort if body.output_config else None,
+    }
+    return {name: value for name, value in named.items() if value is not None} | (body.chat_template_kwargs or {})

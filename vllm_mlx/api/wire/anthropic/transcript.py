@@ -1,0 +1,154 @@
+"""From turns of blocks to the messages of a chat request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from vllm_mlx.api.wire.anthropic.blocks import (
+    Block,
+    CacheControl,
+    DocumentBlock,
+    RedactedThinkingBlock,
+    ResultPart,
+    SearchResultBlock,
+    System,
+    TextBlock,
+    TextSource,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    WireMessage,
+    keep_s,
+)
+from vllm_mlx.core.chat import Message, TextPart, ToolCall
+from vllm_mlx.core.errors import InvalidRequest
+
+Unseal = Callable[[str], str | None]
+"""A signature, or redacted reasoning -> the reasoning in it; None if this server did not seal it."""
+
+
+def messages_of(turns: Sequence[WireMessage], *, system: System | None, unseal: Unseal) -> tuple[Message, ...]:
+    """The conversation. Raises InvalidRequest for blocks that their role cannot have.
+
+    System text and the system turns at the beginning are one message; so are turns of one side that follow each other,
+    as Anthropic reads them. Results come before the text that is sent with them, in the order of the turn.
+    """
+    writer = _Writer(unseal)
+    if system:
+        writer.system(system)
+    for position, turn in enumerate(turns):
+        blocks = [TextBlock(type="text", text=turn.content)] if isinstance(turn.content, str) else turn.content
+        writer.turn(turn.role, blocks, path=f"messages.{position}.content")
+    return tuple(writer.messages)
+
+
+class _Writer:
+    """Puts messages together, turn by turn."""
+
+    def __init__(self, unseal: Unseal) -> None:
+        self._unseal = unseal
+        self._names: dict[str, str] = {}
+        self.messages: list[Message] = []
+
+    def system(self, content: System) -> None:
+        blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
+        for block in blocks:
+            self._text("system", block.text, block.cache_control)
+
+    def turn(self, role: str, blocks: Sequence[Block], *, path: str) -> None:
+        has_part = False
+        for position, block in enumerate(blocks):
+            self._block(role, block, path=f"{path}.{position}")
+            has_part = has_part or not isinstance(block, RedactedThinkingBlock)
+        if not has_part and role == "user":
+            self._text(role, "", None)
+
+    def _block(self, role: str, block: Block, *, path: str) -> None:
+        match block:
+            case TextBlock():
+                self._text(role, block.text, block.cache_control)
+            case DocumentBlock() | SearchResultBlock() if role == "user":
+                self._text(role, plain(block), block.cache_control)
+            case ToolResultBlock() if role == "user":
+                self._result(block)
+            case ThinkingBlock() if role == "assistant":
+                self._thought(block.thinking or self._unseal(block.signature or "") or "")
+            case RedactedThinkingBlock() if role == "assistant":
+                self._thought(self._unseal(block.data) or "")
+            case ToolUseBlock() if role == "assistant":
+                self._called(block)
+            case _:
+                raise InvalidRequest(f"{path}: a turn of the {role} has no blocks of type '{block.type}'.", param=path)
+
+    def _text(self, role: str, text: str, control: CacheControl | None) -> None:
+        last = self.messages[-1] if self.messages else None
+        joins = last is not None and last.role == role and not last.tool_calls
+        message = last if joins and last is not None else Message(role)
+        parts = message.content if isinstance(message.content, tuple) else ()
+        self._put(msgspec.structs.replace(message, content=(*parts, TextPart(text))), control, is_new=not joins)
+
+    def _result(self, block: ToolResultBlock) -> None:
+        content = block.content or ""
+        texts = [content] if isinstance(content, str) else [plain(part) for part in content]
+        if block.is_error and not (texts and texts[0].lower().startswith("error")):
+            texts = [f"Error: {texts[0]}" if texts and texts[0] else "Error", *texts[1:]]
+        message = Message(
+            "tool",
+            texts[0] if len(texts) == 1 else tuple(map(TextPart, texts)),
+            self._names.get(block.tool_use_id),
+            tool_call_id=block.tool_use_id,
+        )
+        self._put(message, block.cache_control, is_new=True)
+
+    def _thought(self, text: str) -> None:
+        if not text:
+            return
+        last = self.messages[-1] if self.messages else None
+        # Reasoning between two calls of one turn stays with the first: templates have one place for it in a turn.
+        if last is None or last.role != "assistant":
+            self.messages.append(Message("assistant", reasoning=text))
+        else:
+            whole = text if last.reasoning is None else f"{last.reasoning}\n{text}"
+            self.messages[-1] = msgspec.structs.replace(last, reasoning=whole)
+
+    def _called(self, block: ToolUseBlock) -> None:
+        self._names[block.id] = block.name
+        call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+        last = self.messages[-1] if self.messages else None
+        joins = last is not None and last.role == "assistant"
+        message = last if joins and last is not None else Message("assistant")
+        grown = msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
+        self._put(grown, block.cache_control, is_new=not joins)
+
+    def _put(self, message: Message, control: CacheControl | None, *, is_new: bool) -> None:
+        if control is not None:
+            keep = max(message.keep_s, keep_s(control))
+            message = msgspec.structs.replace(message, is_breakpoint=True, keep_s=keep)
+        if is_new:
+            self.messages.append(message)
+        else:
+            self.messages[-1] = message
+
+
+def plain(block: ResultPart) -> str:
+    """What the model reads of a block."""
+    if isinstance(block, TextBlock):
+        return block.text
+    if isinstance(block, SearchResultBlock):
+        return _titled(block.title, f"Source: {block.source}", _joined(block.content))
+    source = block.source
+    text = source.data if isinstance(source, TextSource) else _joined(source.content)
+    return _titled(block.title, block.context, text)
+
+
+def _joined(content: str | Iterable[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
+
+
+def _titled(*parts: str | None) -> str:
+    """A document's parts, marked off from what is around it."""
+    shown = "\n".join(part for part in parts if part)
+    return f"<document>\n{shown}\n</document>"
