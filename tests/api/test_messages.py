@@ -348,3 +348,50 @@ async def test_models_are_shown_in_the_dialect_of_the_client(client: httpx.Async
 
 async def test_root_answers_head(client: httpx.AsyncClient) -> None:
     assert (await client.head("/")).status_code == 200
+
+
+def history(num_calls: int) -> list[dict[str, Any]]:
+    """A question, and calls with reasoning and results."""
+    turns: list[dict[str, Any]] = list(ASK)
+    for number in range(num_calls):
+        call = {"type": "tool_use", "id": f"t{number}", "name": "weather", "input": {"city": f"c{number}"}}
+        thought = {"type": "thinking", "thinking": f"thought{number}", "signature": ""}
+        result = {"type": "tool_result", "tool_use_id": f"t{number}", "content": f"result{number}"}
+        turns += [{"role": "assistant", "content": [thought, call]}, {"role": "user", "content": [result]}]
+    return turns
+
+
+async def test_old_results_are_taken_out(client: httpx.AsyncClient, says: Says) -> None:
+    edit = {
+        "type": "clear_tool_uses_20250919",
+        "trigger": {"type": "tool_uses", "value": 3},
+        "keep": {"type": "tool_uses", "value": 1},
+        "clear_tool_inputs": True,
+    }
+    fields = {"messages": history(4), "context_management": {"edits": [edit]}}
+    message = await ask(client, says, **fields)
+    prompt = says.prompts[-1]
+    assert "result2" not in prompt
+    assert "c2" not in prompt
+    assert "result3" in prompt
+    [applied] = message["context_management"]["applied_edits"]
+    assert applied["cleared_tool_uses"] == 3
+    counted = await client.post(f"{PATH}/count_tokens", json=fields)
+    original = counted.json()["context_management"]["original_input_tokens"]
+    assert original == counted.json()["input_tokens"] + applied["cleared_input_tokens"]
+    edit["exclude_tools"] = ["weather"]
+    message = await ask(client, says, messages=history(4), context_management={"edits": [edit]})
+    assert message["context_management"] == {"applied_edits": []}
+    assert "result0" in says.prompts[-1]
+
+
+async def test_old_reasoning_is_taken_out(client: httpx.AsyncClient, says: Says) -> None:
+    turns = [*history(1), {"role": "assistant", "content": "rain"}, *history(1)[:1], *history(2)[3:]]
+    edit: dict[str, Any] = {"type": "clear_thinking_20251015"}
+    message = await ask(client, says, messages=turns, context_management={"edits": [edit]})
+    assert "thought0" not in says.prompts[-1]
+    assert "thought1" in says.prompts[-1]
+    assert message["context_management"]["applied_edits"][0]["cleared_thinking_turns"] == 1
+    for keep in ("all", {"type": "thinking_turns", "value": 2}):
+        await ask(client, says, messages=turns, context_management={"edits": [{**edit, "keep": keep}]})
+        assert "thought0" in says.prompts[-1]

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.disconnect import while_connected
+from vllm_mlx.api.edits import edited
 from vllm_mlx.api.generate import admitted, delivered
 from vllm_mlx.api.limits import read_body
 from vllm_mlx.api.messages import MessageRun
@@ -16,7 +17,15 @@ from vllm_mlx.api.observe import RequestRecord, record_of
 from vllm_mlx.api.openapi import json_answers, json_body
 from vllm_mlx.api.sealed import Sealer
 from vllm_mlx.api.tenant import tenant_of
-from vllm_mlx.api.wire.anthropic.answers import ErrorAnswer, MessageAnswer, Ping, TokenCount, framed
+from vllm_mlx.api.wire.anthropic.answers import (
+    EditsAnswer,
+    ErrorAnswer,
+    MessageAnswer,
+    OriginalCount,
+    Ping,
+    TokenCount,
+    framed,
+)
 from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody
 from vllm_mlx.api.wire.anthropic.encoder import MessageEncoder
 from vllm_mlx.api.wire.anthropic.request import in_own_names, message_request, prompt_request, shown_reasoning
@@ -51,7 +60,7 @@ def router(context: Context) -> APIRouter:
         """Count the tokens of a prompt; nothing is generated."""
         body = decode(await read_body(request, max_mb=context.config.max_body_mb), CountTokensBody)
         context.check_model(body.model)
-        answer = TokenCount(await _count(body, context, request_id=f"msg_{record_of(request.scope).key}"))
+        answer = await _count(body, context, request_id=f"msg_{record_of(request.scope).key}")
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
@@ -61,7 +70,10 @@ async def _answered(body: MessagesBody, record: RequestRecord, context: Context,
     message_id, sealer = f"msg_{record.key}", Sealer(context.responses.key)
     defaults = context.service.sampling_defaults
     asked = message_request(body, request_id=message_id, defaults=defaults, unseal=sealer.find, tenant=tenant)
+    edits: EditsAnswer | msgspec.UnsetType = msgspec.UNSET
     try:
+        if body.context_management is not None:
+            asked, edits = await edited(context.service, asked, body.context_management)
         events = await context.service.chat(asked)
     except InvalidRequest as error:
         raise in_own_names(error) from error
@@ -72,6 +84,7 @@ async def _answered(body: MessagesBody, record: RequestRecord, context: Context,
         max_tokens=body.max_tokens,
         sign=sealer.seal if shown == "signature" else sealer.sign,
         shows=shown,
+        edits=edits,
     )
     run = MessageRun(events, encoder, record=record, context=context)
     return await delivered(
@@ -79,10 +92,15 @@ async def _answered(body: MessagesBody, record: RequestRecord, context: Context,
     )
 
 
-async def _count(body: CountTokensBody, context: Context, *, request_id: str) -> int:
-    unseal = Sealer(context.responses.key).find
+async def _count(body: CountTokensBody, context: Context, *, request_id: str) -> TokenCount:
+    unseal, service = Sealer(context.responses.key).find, context.service
     asked = prompt_request(body, request_id=request_id, sampling=SamplingParams(), unseal=unseal)
     try:
-        return await context.service.count_tokens(asked)
+        if body.context_management is not None:
+            asked, edits = await edited(service, asked, body.context_management)
+            num_tokens = await service.count_tokens(asked)
+            cleared = sum(edit.cleared_input_tokens for edit in edits.applied_edits)
+            return TokenCount(num_tokens, OriginalCount(num_tokens + cleared))
+        return TokenCount(await service.count_tokens(asked))
     except InvalidRequest as error:
         raise in_own_names(error) from error
