@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import msgspec
 import pytest
 
-from vllm_mlx.chat.breakpoints import MAX_MESSAGE_ENDS, breakpoints
+from vllm_mlx.chat.breakpoints import MAX_MESSAGE_ENDS, breakpoints, message_ends
 from vllm_mlx.chat.render import ChatTemplate
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.chat import Message
@@ -25,13 +26,8 @@ def found(tokenizer: Tokenizer, messages: Sequence[Message], source: str | None 
 
     text = template.render(messages, {})
     ids = encode(text)
-    lengths = breakpoints(
-        messages,
-        text,
-        ids,
-        render=lambda some: template.render(some, {}, add_generation_prompt=False),
-        encode=encode,
-    )
+    render = functools.partial(template.render, template_kwargs={}, add_generation_prompt=False)
+    lengths = breakpoints(messages, message_ends(messages, text, ids, render=render, encode=encode))
     assert list(lengths) == sorted(set(lengths))
     return [tokenizer.decode(ids[:length], skip_special_tokens=False) for length in lengths]
 

@@ -97,10 +97,9 @@ def _without_inputs(message: Message, ids: Collection[str | None], edit: ClearTo
     wanted = edit.clear_tool_inputs
     if not wanted or not any(call.id in ids for call in message.tool_calls):
         return message
+    names = {call.name for call in message.tool_calls} if wanted is True else set(wanted)
     calls = tuple(
-        msgspec.structs.replace(call, arguments="{}")
-        if call.id in ids and (wanted is True or call.name in wanted)
-        else call
+        msgspec.structs.replace(call, arguments="{}") if call.id in ids and call.name in names else call
         for call in message.tool_calls
     )
     return msgspec.structs.replace(message, tool_calls=calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 from vllm_mlx.core.chat import Message
@@ -13,30 +14,47 @@ MAX_MARKED = 4
 """As many as Anthropic's API allows (https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching)."""
 
 
-def breakpoints(
+def breakpoints(messages: Sequence[Message], ends: Callable[[int], int]) -> tuple[int, ...]:
+    """Lengths in tokens of the beginnings that end with the system text, with each of the last messages, and with those
+    that the client marked. `ends` tells them: see `message_ends`.
+    """
+    return tuple(sorted({ends(count) for count in _cuts(messages)} - {0}))
+
+
+def marks(messages: Sequence[Message], ends: Callable[[int], int]) -> tuple[tuple[int, int], ...]:
+    """Beginnings that the client wants to be kept: tokens, rising, and seconds."""
+    marked = [count for count, message in enumerate(messages, start=1) if message.keep_s]
+    found = {ends(count): messages[count - 1].keep_s for count in marked[-MAX_MARKED:]}
+    return tuple(sorted((position, keep_s) for position, keep_s in found.items() if position))
+
+
+def message_ends(
     messages: Sequence[Message],
     text: str,
     token_ids: Sequence[int],
     *,
     render: Callable[[Sequence[Message]], str],
     encode: Callable[[str], Sequence[int]],
-) -> tuple[int, ...]:
-    """Lengths in tokens of the beginnings that end with the system text, with each of the last messages, and with those
-    that the client marked.
+) -> Callable[[int], int]:
+    """A function that says how many tokens of the prompt the first so many messages are; 0 where that is not known.
 
     `text` and `token_ids` are the whole prompt; `render` must leave out the generation prompt. A beginning that the
-    template writes differently, or that does not end between two tokens, is left out: a wrong length would be useless,
-    a missing one costs a checkpoint. The shorter side of each cut is encoded again, so long histories cost little.
+    template writes differently, or that does not end between two tokens, is not known: a wrong length would be useless,
+    a missing one costs little. The shorter side of each cut is encoded again, so long histories cost little.
     """
-    found = set()
-    for count in _cuts(messages):
+
+    @functools.cache
+    def end(count: int) -> int:
         try:
             beginning = render(messages[:count])
         except InvalidRequest:
-            continue  # some templates refuse a system message alone
-        if beginning and text.startswith(beginning):
-            found.add(_position(text, len(beginning), token_ids, encode))
-    return tuple(sorted(found - {0, len(token_ids)}))
+            return 0  # some templates refuse a system message alone
+        if not beginning or not text.startswith(beginning):
+            return 0
+        position = _position(text, len(beginning), token_ids, encode)
+        return position if position < len(token_ids) else 0
+
+    return end
 
 
 def _cuts(messages: Sequence[Message]) -> Iterable[int]:

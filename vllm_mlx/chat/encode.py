@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vllm_mlx.chat.breakpoints import breakpoints
+from vllm_mlx.chat.breakpoints import breakpoints, marks, message_ends
 from vllm_mlx.chat.infill import find_infill
 from vllm_mlx.chat.limits import check_text
 from vllm_mlx.chat.plain_tools import tool_variables
@@ -36,6 +36,8 @@ class Encoded(msgspec.Struct, frozen=True):
     """The text that its choices begin with."""
     breakpoints: tuple[int, ...] = ()
     """See `core.messages.Submit`."""
+    marks: tuple[tuple[int, int], ...] = ()
+    """Beginnings that the client wants to be kept: tokens, and seconds."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the answer to this prompt, besides those of the model and the request."""
 
@@ -84,12 +86,13 @@ class PromptEncoder:
         check_text(text, self._tokenizer, max_model_len=info.max_model_len, param="messages")
         encode = functools.partial(self._tokenizer.encode, add_special_tokens=False)
         token_ids = encode(text)
-        found: tuple[int, ...] = ()
-        if any(layer.layout is not Layout.PAGES for layer in info.cache.layers):
-            without_prompt = functools.partial(render, add_generation_prompt=False)
-            found = breakpoints(messages, text, token_ids, render=without_prompt, encode=encode)
+        without_prompt = functools.partial(render, add_generation_prompt=False)
+        ends = message_ends(messages, text, token_ids, render=without_prompt, encode=encode)
+        can_be_cut = all(layer.layout is Layout.PAGES for layer in info.cache.layers)
+        found = () if can_be_cut else breakpoints(messages, ends)
         salt = prompt_salt(tenant=request.tenant)
-        return Encoded(Prompt(token_ids, salt), _outline(messages, tools, salt), text, tail, breakpoints=found)
+        outline, kept = _outline(messages, tools, salt), marks(messages, ends)
+        return Encoded(Prompt(token_ids, salt), outline, text, tail, breakpoints=found, marks=kept)
 
     def completion(self, request: CompletionRequest, info: RunnerInfo) -> list[Encoded]:
         """Encode raw texts; token ids are taken as they are. Raises InvalidRequest for texts that are too long."""

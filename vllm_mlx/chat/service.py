@@ -244,6 +244,7 @@ class ChatService:
                     priority=request.priority,
                     pinned=pinned,
                     breakpoints=one.breakpoints,
+                    keeps=one.marks,
                 )
                 decoder = self._decoder(request, one, submit.sampling, choice=choice, is_first=index == 0)
                 choices.append((submit, decoder))
@@ -255,6 +256,7 @@ class ChatService:
             timeout_s=request.timeout_s or (None if pinned else self._config.timeout) or None,
             on_tokens=None if pinned else self._seen.extend,  # nobody goes on from a warm prompt's token
             explain=explain,
+            marks=inputs[0].marks,
         )
 
     def _remember(self, name: str, one: Encoded) -> None:

@@ -49,6 +49,9 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     breakpoints: tuple[int, ...] = ()
     """Lengths of the prompt's beginnings that other prompts are likely to share, rising: where a state that cannot be
     cut is worth keeping."""
+    keeps: tuple[tuple[int, int], ...] = ()
+    """Beginnings of the prompt that are given up last when memory is needed: length in tokens, and for how many
+    seconds."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
