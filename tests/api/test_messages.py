@@ -395,3 +395,41 @@ async def test_old_reasoning_is_taken_out(client: httpx.AsyncClient, says: Says)
     for keep in ("all", {"type": "thinking_turns", "value": 2}):
         await ask(client, says, messages=turns, context_management={"edits": [{**edit, "keep": keep}]})
         assert "thought0" in says.prompts[-1]
+
+
+async def test_marked_beginnings_are_counted_once_as_written_and_then_as_read(
+    client: httpx.AsyncClient, says: Says
+) -> None:
+    mark = {"type": "ephemeral"}
+    system = [{"type": "text", "text": "river " * 120, "cache_control": {**mark, "ttl": "1h"}}]
+    last = {"type": "text", "text": "forest " * 60, "cache_control": mark}
+    fields = {"system": system, "messages": [{"role": "user", "content": [last]}]}
+    first = (await ask(client, says, **fields))["usage"]
+    assert first["cache_read_input_tokens"] < 32
+    created = first["cache_creation"]
+    assert created["ephemeral_1h_input_tokens"] > 120
+    assert created["ephemeral_5m_input_tokens"] > 60
+    assert first["cache_creation_input_tokens"] == sum(created.values())
+    assert 0 < first["input_tokens"] < 10  # the beginning of the answer
+    second = (await ask(client, says, **fields))["usage"]
+    assert second["cache_creation_input_tokens"] < 32
+    assert prompt_tokens(second) == prompt_tokens(first)
+    again = [*fields["messages"], {"role": "assistant", "content": "hello"}, {"role": "user", "content": "more"}]
+    unmarked = (await ask(client, says, system=system, messages=again, cache_control=mark))["usage"]
+    assert unmarked["cache_read_input_tokens"] >= second["cache_read_input_tokens"] - 32
+    assert unmarked["cache_creation"]["ephemeral_5m_input_tokens"] > 0
+
+
+async def test_mark_on_a_tool_counts_at_the_end_of_the_system_text(client: httpx.AsyncClient, says: Says) -> None:
+    tool = {**TOOL, "description": "Looks at the sky of a town.", "cache_control": {"type": "ephemeral"}}
+    usage = (await ask(client, says, system="Look out.", tools=[tool]))["usage"]
+    assert usage["cache_creation_input_tokens"] > 40
+    assert usage["input_tokens"] > 5
+
+
+async def test_diagnostics_say_what_changed(client: httpx.AsyncClient, says: Says) -> None:
+    diagnostics = {"previous_message_id": None}
+    await ask(client, says, system="Tell of lakes. " * 20)
+    message = await ask(client, says, system="Tell of seas. " * 20, diagnostics=diagnostics)
+    assert message["diagnostics"]["cache_miss_reason"]["type"] == "system_changed"
+    assert message["diagnostics"]["cache_miss_reason"]["cache_missed_input_tokens"] > 20

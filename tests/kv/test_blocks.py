@@ -112,3 +112,68 @@ def test_check_notices_a_lost_page() -> None:
         pool.check({}, num_pages=4)
     with pytest.raises(AssertionError):
         pool.check({page: 1}, num_pages=5)
+
+
+def kept_pages(pool: PagePool, count: int) -> tuple[int, ...]:
+    """Named pages that nobody uses, in the order in which they were given back."""
+    pages = pool.allocate(count)
+    for page in pages:
+        pool.set_name(page, b"%d" % page)
+        pool.release(page)
+    return pages
+
+
+def test_promised_pages_are_evicted_after_all_others() -> None:
+    now = [0.0]
+    pool = PagePool(9, clock=lambda: now[0])
+    pages = kept_pages(pool, 8)
+    for page in pages[:2]:
+        pool.promise(page, until=300.0)
+    assert pool.allocate(6) == pages[2:]
+    assert pool.num_free == 2
+    assert pool.allocate(2) == pages[:2]  # who runs needs them more
+
+
+def test_promise_ends_with_its_time() -> None:
+    now = [0.0]
+    pool = PagePool(9, clock=lambda: now[0])
+    pages = kept_pages(pool, 8)
+    pool.promise(pages[5], until=300.0)
+    pool.promise(pages[6], until=300.0)
+    pool.promise(pages[6], until=600.0)
+    now[0] = 301.0
+    assert pool.allocate(2) == (pages[5], pages[0])
+
+
+def test_promise_holds_for_pages_in_use_when_they_are_given_back() -> None:
+    pool = PagePool(5, clock=lambda: 0.0)
+    first, *rest = pool.allocate(4)
+    for page in (first, *rest):
+        pool.set_name(page, b"%d" % page)
+    pool.promise(first, until=300.0)
+    for page in (first, *rest):
+        pool.release(page)
+    assert pool.allocate(3) == tuple(rest)
+    pool.check(dict.fromkeys(rest, 1), num_pages=5)
+
+
+def test_half_of_the_pages_are_promised_at_most() -> None:
+    now = [0.0]
+    pool = PagePool(9, clock=lambda: now[0])
+    pages = kept_pages(pool, 8)
+    for page in pages[:6]:
+        pool.promise(page, until=300.0)
+    assert pool.allocate(4) == pages[4:]
+    now[0] = 301.0
+    later = kept_pages(pool, 1)
+    pool.promise(later[0], until=600.0)
+    assert pool.allocate(3) == pages[1:4]
+
+
+def test_clearing_ends_promises() -> None:
+    pool = PagePool(5, clock=lambda: 0.0)
+    pages = kept_pages(pool, 4)
+    pool.promise(pages[0], until=300.0)
+    assert pool.forget() == 4
+    assert kept_pages(pool, 4) == pages
+    assert pool.allocate(1) == pages[:1]

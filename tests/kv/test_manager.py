@@ -263,3 +263,29 @@ def test_no_page_is_lost_whatever_happens(num_pages: int, page_size: int, moves:
     kv.check()
     assert kv.num_used == 0
     assert kv.num_free == kv.num_usable
+
+
+def test_beginning_that_is_to_be_kept_outlives_newer_prefixes() -> None:
+    now = [0.0]
+    kv = KVManager(9, page_size=4, clock=lambda: now[0])
+    take(kv, "a", A[:16], keeps=((9, 300),))
+    fill(kv, "a", A[:16])
+    kv.release("a")
+    take(kv, "b", B[:24])
+    fill(kv, "b", B[:24])
+    kv.release("b")
+    assert kv.lookup(A[:16]) == (8, 0)
+    now[0] = 301.0
+    take(kv, "c", B[50:58])
+    assert kv.lookup(A[:16])[0] < 8
+    kv.check()
+
+
+def test_nobody_waits_for_what_is_kept() -> None:
+    kv = KVManager(9, page_size=4, clock=lambda: 0.0)
+    take(kv, "a", A[:16], keeps=((16, 3600),))
+    fill(kv, "a", A[:16])
+    kv.release("a")
+    assert kv.could_fit(32)
+    assert take(kv, "b", B[:32]) == 0
+    kv.check()

@@ -22,9 +22,9 @@ from vllm_mlx.engine.constraints import Constraints
 from vllm_mlx.engine.draft import Draft, Launched, Taken
 from vllm_mlx.engine.pace import PrefillPace
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
-from vllm_mlx.kv.admission import checkpoint_rules
+from vllm_mlx.kv.build import manager_of
 from vllm_mlx.kv.disk import DiskCache
-from vllm_mlx.kv.manager import Admission, KVManager
+from vllm_mlx.kv.manager import Admission
 
 log = get_logger("engine")
 MAX_EXPORTS, MAX_IDLE_EXPORTS = 2, 16
@@ -55,15 +55,7 @@ class Scheduler:
         self._page_size = info.cache.page_size
         self._clock = clock
         self._constraints = constraints or Constraints(None, vocab_size=info.vocab_size)
-        self._kv = KVManager(
-            info.num_pages,
-            page_size=info.cache.page_size,
-            windows=info.cache.windows,
-            max_chunk=config.prefill_step_size,
-            shares_prefixes=config.prefix_cache,
-            rules=checkpoint_rules(info),
-            disk=disk,
-        )
+        self._kv = manager_of(info, config, disk=disk, clock=clock)
         self._pace = PrefillPace(
             config.prefill_step_size, stall_s=config.decode_stall_ms / 1000, min_tokens=info.min_chunk
         )
@@ -312,6 +304,7 @@ class Scheduler:
             salt=sequence.salt,
             breakpoints=submit.breakpoints,
             is_pinned=submit.pinned,
+            keeps=submit.keeps,
         )
         if isinstance(admitted, Admission):
             return admitted is not Admission.NO_ROOM

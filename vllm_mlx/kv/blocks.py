@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
+import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 _TOKEN_BYTES = 8
 SCRATCH_PAGE = 0
 """Padded rows write here; it belongs to nobody."""
+MAX_PROMISED_SHARE = 2
+"""At most one page in so many is promised, so that what others computed is not lost at once."""
 
 
 def page_name(parent: bytes, token_ids: Sequence[int], *, salt: bytes) -> bytes:
@@ -48,7 +52,7 @@ class PagePool:
     longest ago. What is kept per page takes about 150 bytes.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._free = list(range(SCRATCH_PAGE + 1, num_pages))
         self._num_users = array("i", bytes(4 * max(1, num_pages)))
         self._names: list[bytes | None] = [None] * max(1, num_pages)
@@ -57,6 +61,10 @@ class PagePool:
         self._by_tail: dict[bytes, int] = {}
         self._was_shared = bytearray(max(1, num_pages))
         self._kept = _Order(max(1, num_pages))
+        self._clock = clock
+        self._until: dict[int, float] = {}
+        """By page: when its promise ends."""
+        self._most_promised = (num_pages - 1) // MAX_PROMISED_SHARE
         self.num_used = 0
         """Pages with at least one user."""
         self.num_evicted = 0
@@ -99,7 +107,21 @@ class PagePool:
         """Let a kept page be the last to be evicted; one in use is ignored."""
         if page_id in self._kept:
             self._kept.remove(page_id)
-            self._kept.append(page_id)
+            self._keep(page_id)
+
+    def promise(self, page_id: int, *, until: float) -> None:
+        """Let a page in use or kept be evicted after all others, until that time of the clock.
+
+        A promise gives way only to sequences that need the memory to run. It is not given for more than one page in
+        `MAX_PROMISED_SHARE`; what is more is kept like all others.
+        """
+        if page_id not in self._until and len(self._until) >= self._most_promised:
+            now = self._clock()
+            self._until = {page: end for page, end in self._until.items() if end > now}
+            if len(self._until) >= self._most_promised:
+                return
+        self._until[page_id] = max(until, self._until.get(page_id, until))
+        self.touch(page_id)
 
     def release(self, page_id: int, *, is_left_behind: bool = False) -> None:
         """One user less; the last one frees the page, or leaves it kept. Raises KeyError if nobody uses it.
@@ -114,10 +136,8 @@ class PagePool:
         self.num_used -= 1
         if self._names[page_id] is None and page_id not in self._tails:
             heapq.heappush(self._free, page_id)
-        elif is_left_behind:
-            self._kept.append_early(page_id)
         else:
-            self._kept.append(page_id)
+            self._keep(page_id, is_left_behind=is_left_behind)
 
     def set_name(self, page_id: int, name: bytes) -> bool:
         """Name a full page in use; False, and nothing changed, if another page has that name already."""
@@ -160,6 +180,7 @@ class PagePool:
         for page_id in self._by_name.values():
             self._names[page_id] = None
         self._by_name.clear()
+        self._until.clear()
         self._by_tail.clear()
         self._tails.clear()
         return count
@@ -183,14 +204,28 @@ class PagePool:
         assert not free & set(named), "a free page has a name"
 
     def _evict(self) -> int:
-        """Take the page kept longest; it is nameless afterwards."""
-        page_id = self._kept.pop_first()
+        """Take the page kept longest; it is nameless afterwards. Of those promised, the first whose time is over."""
+        late = self._kept.first_late
+        if late is not None and self._until.get(late, 0.0) <= self._clock():
+            self._kept.remove(late)
+            page_id = late
+        else:
+            page_id = self._kept.pop_first()
+        self._until.pop(page_id, None)
         name, self._names[page_id] = self._names[page_id], None
         if name is not None:
             del self._by_name[name]
         self._drop_tail(page_id)
         self.num_evicted += 1
         return page_id
+
+    def _keep(self, page_id: int, *, is_left_behind: bool = False) -> None:
+        if page_id in self._until:
+            self._kept.append_late(page_id)
+        elif is_left_behind:
+            self._kept.append_early(page_id)
+        else:
+            self._kept.append(page_id)
 
     def _drop_tail(self, page_id: int) -> None:
         tail = self._tails.pop(page_id, None)
@@ -199,17 +234,18 @@ class PagePool:
 
 
 class _Order:
-    """Page ids in two parts, each in the order in which they were appended; any of them can be taken out at once."""
+    """Page ids in three parts, each in the order in which they were appended; any of them can be taken out at once."""
 
     _NOWHERE = -1
 
     def __init__(self, num_pages: int) -> None:
-        # A ring through page 0, which is never a member, and through one more that stands between the parts.
-        self._next = array("i", [self._NOWHERE]) * (num_pages + 1)
-        self._previous = array("i", [self._NOWHERE]) * (num_pages + 1)
-        self._border = num_pages
-        self._next[SCRATCH_PAGE] = self._previous[SCRATCH_PAGE] = self._border
-        self._next[self._border] = self._previous[self._border] = SCRATCH_PAGE
+        # A ring through page 0, which is never a member, and through two more that stand between the parts.
+        self._next = array("i", [self._NOWHERE]) * (num_pages + 2)
+        self._previous = array("i", [self._NOWHERE]) * (num_pages + 2)
+        self._early_end, self._late_start = num_pages, num_pages + 1
+        ring = (SCRATCH_PAGE, self._early_end, self._late_start, SCRATCH_PAGE)
+        for one, other in itertools.pairwise(ring):
+            self._next[one], self._previous[other] = other, one
         self.size = 0
 
     def __contains__(self, page_id: int) -> bool:
@@ -218,17 +254,26 @@ class _Order:
     def __iter__(self) -> Iterator[int]:
         page_id = self._next[SCRATCH_PAGE]
         while page_id != SCRATCH_PAGE:
-            if page_id != self._border:
+            if page_id < self._early_end:
                 yield page_id
             page_id = self._next[page_id]
 
     def append(self, page_id: int) -> None:
-        """Last of all."""
-        self._insert(page_id, before=SCRATCH_PAGE)
+        """Last of those that were appended so."""
+        self._insert(page_id, before=self._late_start)
 
     def append_early(self, page_id: int) -> None:
         """Last of those that come before all that were appended otherwise."""
-        self._insert(page_id, before=self._border)
+        self._insert(page_id, before=self._early_end)
+
+    def append_late(self, page_id: int) -> None:
+        """Last of all: behind those that were appended otherwise."""
+        self._insert(page_id, before=SCRATCH_PAGE)
+
+    @property
+    def first_late(self) -> int | None:
+        """The first of those appended late."""
+        return self._next[self._late_start] or None
 
     def remove(self, page_id: int) -> None:
         if page_id not in self:
@@ -239,8 +284,9 @@ class _Order:
         self.size -= 1
 
     def pop_first(self) -> int:
-        first = self._next[SCRATCH_PAGE]
-        page_id = self._next[first] if first == self._border else first
+        page_id = self._next[SCRATCH_PAGE]
+        while page_id >= self._early_end:
+            page_id = self._next[page_id]
         self.remove(page_id)
         return page_id
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 MAX_PINNED_SHARE = 2
@@ -17,6 +18,8 @@ class _Checkpoint:
     size_bytes: int
     is_pinned: bool = False
     was_used: bool = False
+    until: float = 0.0
+    """Time of the clock until which it is dropped after all others."""
 
 
 class Checkpoints:
@@ -27,9 +30,10 @@ class Checkpoints:
     names; it takes half of the bytes at most, and what is more is kept like all others.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_bytes = max_bytes
         """All together, pinned ones included."""
+        self._clock = clock
         self._numbers = itertools.count()
         self._by_name: dict[bytes, int] = {}
         self._kept: OrderedDict[int, _Checkpoint] = OrderedDict()
@@ -68,6 +72,13 @@ class Checkpoints:
     def find(self, name: bytes) -> int | None:
         """The checkpoint that holds the state behind the page of that name."""
         return self._by_name.get(name)
+
+    def promise(self, name: bytes, *, until: float) -> None:
+        """Let the checkpoint behind the page of that name, if there is one, be dropped last until that time."""
+        number = self._by_name.get(name)
+        if number is not None:
+            kept = self._kept[number]
+            kept.until = max(kept.until, until)
 
     def use(self, number: int) -> bool:
         """Note that it is used; True the first time."""
@@ -132,5 +143,7 @@ class Checkpoints:
     def _make_room(self) -> None:
         while self.size_bytes > self.max_bytes:
             # There is one: what is pinned is less.
-            self.drop(next(number for number, each in self._kept.items() if not each.is_pinned))
+            loose = [number for number, each in self._kept.items() if not each.is_pinned]
+            now = self._clock()
+            self.drop(next((number for number in loose if self._kept[number].until <= now), loose[0]))
             self.num_evicted += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.core.messages import CacheFreed, Stats
@@ -42,14 +43,15 @@ class KVManager:
         shares_prefixes: bool = True,
         rules: CheckpointRules | None = None,
         disk: DiskCache | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._num_pages = num_pages
         self._page_size = page_size
         self._rules = rules
         # What is outside pages can be shared by checkpoints only.
         self._shares_prefixes = shares_prefixes and (num_pages > 0 if rules is None else rules.max_bytes > 0)
-        self._pool = PagePool(num_pages)
-        self._checkpoints = Checkpoints(rules.max_bytes if rules else 0)
+        self._pool = PagePool(num_pages, clock=clock)
+        self._checkpoints = Checkpoints(rules.max_bytes if rules else 0, clock=clock)
         self._groups = PageGroups(windows if num_pages else (), page_size)
         self._has_windows = self._groups.has_windows
         self._matcher = Matcher(self._pool, self._checkpoints, self._groups, rules=rules)
@@ -59,7 +61,8 @@ class KVManager:
         self._tables: dict[str, Table] = {}
         self._waiting: dict[str, Table] = {}
         self._under_way = UnderWay()
-        self._pins = Pins(self._pool, disk if loads else None, num_pages=num_pages)
+        kept = (self._pool, self._checkpoints, self._matcher, disk if loads else None)
+        self._pins = Pins(*kept, num_pages=num_pages, page_size=page_size, clock=clock)
         self._copies: list[tuple[int, int]] = []
 
     @property
@@ -135,13 +138,14 @@ class KVManager:
         salt: bytes = b"",
         breakpoints: tuple[int, ...] = (),
         is_pinned: bool = False,
+        keeps: tuple[tuple[int, int], ...] = (),
     ) -> Admitted | Admission:
         """Give a sequence without a table one that covers `num_tokens` tokens, `token_ids` being the known ones.
 
         `headroom` pages stay free besides. `breakpoints` are lengths of its beginnings that others may share; what
-        is pinned stays until `forget`.
+        is pinned stays until `forget`. `keeps` are beginnings that are given up last: tokens, and for how many seconds.
         """
-        table = self._waiting.setdefault(seq_id, Table(salt, breakpoints, is_pinned))
+        table = self._waiting.setdefault(seq_id, Table(salt, breakpoints, is_pinned, keeps))
         if table.awaited in self._under_way:
             return Admission.PREFIX_UNDER_WAY
         match = self._match(table, token_ids)
@@ -379,7 +383,7 @@ class KVManager:
         if table.num_computed == table.num_known:
             self._under_way.retract(seq_id, table.announced)
             self._keep_tail(table, token_ids)
-            self._pin(table)
+            self._pins.keep(table)
 
     def _keep_tail(self, table: Table, token_ids: Sequence[int]) -> None:
         """Remember the last page with what is in it, if it is partly filled."""
@@ -388,10 +392,3 @@ class KVManager:
             name, held = table.tail_name(table.num_named), tuple(token_ids[start : table.num_computed])
             for group, page_ids in enumerate(table.tables):
                 self._pool.set_tail(page_ids[table.num_named], group_name(name, group), held)
-
-    def _pin(self, table: Table) -> None:
-        """Let stay what prompts need that part from this one at its end, or elsewhere."""
-        if not table.is_pinned or not table.tables:
-            return
-        for count in table.cuts or [table.num_named]:
-            self._pins.add(self._matcher.needed(table.names, count))

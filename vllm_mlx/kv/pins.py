@@ -1,11 +1,15 @@
-"""Pages that are to stay until the cache is cleared."""
+"""Pages that are to stay: until the cache is cleared, or for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from vllm_mlx.kv.blocks import PagePool
+from vllm_mlx.kv.checkpoints import Checkpoints
 from vllm_mlx.kv.disk import DiskCache
+from vllm_mlx.kv.matching import Matcher
+from vllm_mlx.kv.tables import Table
 from vllm_mlx.kv.tiers.record import Kind
 
 MAX_PINNED_SHARE = 2
@@ -15,9 +19,23 @@ MAX_PINNED_SHARE = 2
 class Pins:
     """One user more of some pages, who never leaves by itself."""
 
-    def __init__(self, pool: PagePool, disk: DiskCache | None, *, num_pages: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        checkpoints: Checkpoints,
+        matcher: Matcher,
+        disk: DiskCache | None,
+        *,
+        num_pages: int,
+        page_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool = pool
+        self._checkpoints = checkpoints
+        self._matcher = matcher
+        self._page_size = page_size
         self._disk = disk
+        self._clock = clock
         self._most = (num_pages - 1) // MAX_PINNED_SHARE
         self.page_ids: set[int] = set()
         """What is pinned."""
@@ -25,7 +43,27 @@ class Pins:
     def __len__(self) -> int:
         return len(self.page_ids)
 
-    def add(self, names: Iterable[bytes]) -> None:
+    def keep(self, table: Table) -> None:
+        """Let stay what its request wants to be kept of a prompt that is computed, and what prompts need that part from
+        a pinned one at its end, or elsewhere.
+        """
+        for num_tokens, keep_s in table.keeps:
+            count, until = min(num_tokens // self._page_size, table.num_named), self._clock() + keep_s
+            self._promise(table.names, count, until=until)
+        if table.is_pinned and table.tables:
+            for count in table.cuts or [table.num_named]:
+                self._pin(self._matcher.needed(table.names, count))
+
+    def _promise(self, names: Sequence[bytes], count: int, *, until: float) -> None:
+        """Let the first pages, and the state behind them, be given up last."""
+        for name in self._matcher.needed(names, count):
+            page_id = self._pool.find(name)
+            if page_id is not None:
+                self._pool.promise(page_id, until=until)
+        if count:
+            self._checkpoints.promise(names[count - 1], until=until)
+
+    def _pin(self, names: Iterable[bytes]) -> None:
         """Pin the pages of these names, as far as they are in memory and others keep enough."""
         for name in names:
             page_id = self._pool.find(name)

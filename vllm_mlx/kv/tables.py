@@ -21,6 +21,8 @@ class Table:
     """Beginnings of its prompt that others are likely to share, in tokens."""
     is_pinned: bool = False
     """Its prompt is to stay."""
+    keeps: tuple[tuple[int, int], ...] = ()
+    """Beginnings of its prompt that are given up last: tokens, and for how many seconds."""
     tables: tuple[tuple[int, ...], ...] = ()
     """Its pages in each group; 0 for those that were left behind."""
     row_tables: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] = ((), ())
