@@ -262,8 +262,28 @@ async def test_grammar_of_a_tool_that_is_none_is_refused(tokenizer: Tokenizer, s
     assert caught.value.param == "tools.0.format"
 
 
-async def test_tools_that_are_not_strict_leave_the_model_free(tokenizer: Tokenizer) -> None:
-    assert await grammar(tokenizer, tools=(Tool("stop"),)) is None
+async def test_calls_of_tools_that_are_not_strict_match_their_schemas_too(tokenizer: Tokenizer) -> None:
+    weather = Tool("weather", parameters={"type": "object", "properties": {"day": {"type": "integer"}}})
+    used = await grammar(tokenizer, tools=(weather, Tool("stop")))
+    call = '<tool_call>\n{"name": "weather", "arguments": {"day": %s}}\n</tool_call>'
+    assert accepts(tokenizer, used, "No call at all.")
+    assert accepts(tokenizer, used, f"Let me see. {call % 7}")
+    assert accepts(tokenizer, used, STOP)
+    assert not accepts(tokenizer, used, call % '"Monday"')
+
+
+async def test_calls_of_tools_that_nobody_insists_on_are_free_where_they_cannot_be_held(tokenizer: Tokenizer) -> None:
+    impossible = Tool("f", parameters={"type": "object", "properties": {"x": False}, "required": ["x"]})
+    assert await grammar(tokenizer, tools=(impossible,)) is None
+
+
+async def test_characters_may_be_escaped_in_calls(tokenizer: Tokenizer) -> None:
+    tool = Tool("say", parameters={"type": "object", "properties": {"text": {"type": "string"}}})
+    used = await grammar(tokenizer, tools=(tool,))
+    for text in (r"caf\u00e9", r"\ud83d\ude00", "café"):
+        assert accepts(
+            tokenizer, used, f'<tool_call>\n{{"name": "say", "arguments": {{"text": "{text}"}}}}\n</tool_call>'
+        )
 
 
 @pytest.mark.parametrize(

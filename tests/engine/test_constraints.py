@@ -136,6 +136,23 @@ async def test_a_grammar_that_fails_ends_its_own_sequence_alone(
     assert other[0] == [10, 11, 12, 13, 14, END]
 
 
+@pytest.mark.parametrize("grammar", ["broken", "96 9"])
+async def test_a_grammar_that_yields_is_dropped_where_it_fails(grammar: str) -> None:
+    free, yielding, other = await serve(
+        submit("a", None), submit("a2", grammar, grammar_yields=True), submit("b", "10 5", grammar_yields=True)
+    )
+    assert yielding[1] is FinishReason.LENGTH
+    assert len(yielding[0]) == 40
+    assert other == ([10, 11, 12, 13, 14, END], FinishReason.STOP, None)
+    if grammar == "broken":
+        assert yielding == free
+
+
+async def test_an_engine_without_a_tokenizer_goes_on_without_a_grammar_that_yields() -> None:
+    [free, yielding] = await serve(submit("a", None), submit("a2", "10 5", grammar_yields=True), grammars=None)
+    assert yielding == free
+
+
 async def test_an_engine_without_a_tokenizer_says_so() -> None:
     [(tokens, reason, message)] = await serve(submit("a", "10 5"), grammars=None)
     assert (tokens, reason) == ([], FinishReason.ERROR)

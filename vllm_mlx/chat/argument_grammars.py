@@ -173,7 +173,8 @@ class ArgumentRules(msgspec.Struct, frozen=True, kw_only=True):
 
     def _json(self, own: Mapping[str, Any]) -> str:
         whole = {**own, **{word: self.schema[word] for word in _DEFINITIONS if word in self.schema}}
-        return f"%json {json.dumps(schema_entry(whole, is_strict=self.is_strict, param=self.param)['json_schema'])}"
+        entry = schema_entry(whole, is_strict=self.is_strict, param=self.param, has_escapes=True)
+        return f"%json {json.dumps(entry['json_schema'])}"
 
     def _refusal(self, path: str, why: str) -> InvalidRequest:
         param = f"{self.param}.{path}"

@@ -125,7 +125,7 @@ class CallRules(msgspec.Struct, frozen=True, kw_only=True):
         tool, schema = self.tools[i], arguments_schema(self.tools[i])
         param = f"tools.{tool.name}.parameters"
         if self.syntax.arguments is None:
-            whole = schema_entry(schema, is_strict=tool.is_strict, param=param)["json_schema"]
+            whole = schema_entry(schema, is_strict=tool.is_strict, param=param, has_escapes=True)["json_schema"]
             return f"%json {json.dumps(whole)}", []
         rules = ArgumentRules(
             schema=schema,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.constrain import CallPlan, Constrainer
 from vllm_mlx.chat.encode import shown_tools
 from vllm_mlx.chat.output_formats import OutputFormats
 from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Tool
 from vllm_mlx.core.errors import InvalidRequest
+from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.sampling import SamplingParams
+
+log = get_logger("chat")
 
 
 class Enforcer:
@@ -31,11 +35,11 @@ class Enforcer:
         if request.tool_choice.mode == "required" and not tools:
             raise InvalidRequest("tool_choice cannot force a call: there are no tools.", param="tool_choice")
         form = self._formats.tools
-        if tools and (plan := self._plan(request, tools, tail)) is not None:
+        if tools:
+            plan = self._plan(request, tail)
             if form is not None:
                 syntax = form.syntax(self._formats.template)
-                grammar = await self._constrainer.with_calls(tools, syntax, plan, vocab_size=vocab_size)
-                return self._with(request.sampling, grammar)
+                return await self._with_calls(request, tools, syntax, plan, vocab_size=vocab_size)
             if plan.kind == "required":
                 why = "no calls are read here (--tool-call-parser none)"
                 raise InvalidRequest(f"tool_choice cannot force a call: {why}.", param="tool_choice")
@@ -46,8 +50,8 @@ class Enforcer:
         )
         return self._with(request.sampling, grammar)
 
-    def _plan(self, request: ChatRequest, tools: Sequence[Tool], tail: str) -> CallPlan | None:
-        """Where calls may stand; None if nothing about them is to be made certain."""
+    def _plan(self, request: ChatRequest, tail: str) -> CallPlan:
+        """Where calls may stand."""
         is_parallel, reasoning = request.parallel_tool_calls, self._formats.reasoning
         if request.tool_choice.mode == "required":
             # A tool asked for by its name is called once; a model that was not taught to call would never end.
@@ -55,8 +59,24 @@ class Enforcer:
             return CallPlan("required", is_open, reasoning, tail)
         if request.output is not None:
             return CallPlan("or_shape", is_parallel, reasoning, tail, request.output)
-        is_certain = any(tool.is_strict or tool.syntax is not None for tool in tools)
-        return CallPlan("lazy", is_parallel, reasoning, tail) if is_certain else None
+        return CallPlan("lazy", is_parallel, reasoning, tail)
+
+    async def _with_calls(
+        self, request: ChatRequest, tools: Sequence[Tool], syntax: CallSyntax, plan: CallPlan, *, vocab_size: int
+    ) -> SamplingParams:
+        """Sampling that holds calls to their schemas; those that nobody insisted on, if that can be done."""
+        sampling = request.sampling
+        if plan.kind != "lazy" or any(tool.is_strict or tool.syntax is not None for tool in tools):
+            grammar = await self._constrainer.with_calls(tools, syntax, plan, vocab_size=vocab_size)
+            return self._with(sampling, grammar)
+        if sampling.grammar is not None:
+            return await self._own(sampling, vocab_size=vocab_size)
+        try:
+            grammar = await self._constrainer.with_calls(tools, syntax, plan, vocab_size=vocab_size)
+        except InvalidRequest as error:
+            log.debug("calls are not held to their schemas: %s", error.message)
+            return sampling
+        return sampling.replace(grammar=grammar, grammar_yields=True)
 
     async def completion(self, request: CompletionRequest, *, vocab_size: int) -> SamplingParams:
         """The same for raw text, whose shape holds from the first token on."""

@@ -50,8 +50,12 @@ def entry_of(shape: OutputShape, literal: Literal) -> Entry:
             return _structural(shape, literal)
 
 
-def schema_entry(schema: Any, *, is_strict: bool, param: str) -> Entry:
-    """The grammar of a JSON schema. Where it is not strict, what cannot be enforced is left to the model."""
+def schema_entry(schema: Any, *, is_strict: bool, param: str, has_escapes: bool = False) -> Entry:
+    """The grammar of a JSON schema. Where it is not strict, what cannot be enforced is left to the model.
+
+    `has_escapes`: characters may be written as `\\u00e9`, as models do that were trained on such calls; kept from it,
+    they would write another escape. Texts with a pattern are written as they are.
+    """
     if not isinstance(schema, dict | bool):
         raise InvalidRequest(f"{param} must be a JSON schema: an object or a boolean.", param=param)
     if schema is False:
@@ -59,7 +63,7 @@ def schema_entry(schema: Any, *, is_strict: bool, param: str) -> Entry:
     own = {} if schema is True else with_real_dates(schema)
     own.pop("x-guidance", None)  # options of the library are not the caller's
     options: dict[str, Any] = {"whitespace_pattern": WHITE_SPACE, "lenient": not is_strict}
-    options["coerce_one_of"] = not is_strict
+    options |= {"coerce_one_of": not is_strict, "json_allow_general_unicode_escapes": has_escapes}
     return {"json_schema": {**own, "x-guidance": options}}
 
 

@@ -62,6 +62,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str | None = None
     """What the text must look like, in llguidance's serialised form. Applied after penalties and bias, before all that
     limits the candidates; `min_tokens` yields where the text can only end, and `ignore_eos` where it has ended."""
+    grammar_yields: bool = False
+    """Whether the output goes on without the grammar where it cannot be followed (no tokenizer, or a limit was met),
+    rather than end with an error."""
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, 128)

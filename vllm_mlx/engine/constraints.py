@@ -8,9 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
 
 from vllm_mlx.core.grammar import GrammarError, Grammars, GrammarsFactory, Matcher, TokenMasks
+from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine.token_rules import TokenRules
 
+log = get_logger("engine")
 WORD_BITS = 32
 
 
@@ -18,10 +20,16 @@ class Constraint:
     """What limits the tokens of one sequence, from its first token to its last, whatever becomes of its slot."""
 
     def __init__(
-        self, built: Future[tuple[Grammars, Matcher]] | None, rules: TokenRules, output: Sequence[int]
+        self,
+        built: Future[tuple[Grammars, Matcher]] | None,
+        rules: TokenRules,
+        output: Sequence[int],
+        *,
+        yields: bool = False,
     ) -> None:
-        """`built`: its grammar's matcher, at the end of `output`; None if it has no grammar."""
+        """`built`: its grammar's matcher, at the end of `output`; None if it has no grammar. See `grammar_yields`."""
         self._built = built
+        self._yields = yields
         self._rules = rules
         self._last = deque(output, maxlen=rules.num_remembered)
         self._problem: str | None = None
@@ -42,7 +50,11 @@ class Constraint:
         return self._problem
 
     def fail(self, reason: str) -> None:
-        """It cannot be followed any further."""
+        """It cannot be followed any further; a grammar that yields is dropped."""
+        if self._yields and self._built is not None:
+            self._built = None
+            log.warning("tool calls of an answer are not held to their schemas: %s", reason)
+            return
         subject = "The lists of tokens" if self._built is None else "The grammar"
         self._problem = f"{subject} cannot be followed: {reason}"
 
@@ -119,7 +131,7 @@ class Constraints:
             if self._grammars is None:
                 self._grammars = self._builder.submit(self._load)
             built = self._builder.submit(_build, self._grammars, sampling.grammar, tuple(output))
-        return Constraint(built, rules, output)
+        return Constraint(built, rules, output, yields=sampling.grammar_yields)
 
     def prepare(self, slots: tuple[int, ...], sequences: Sequence[Constrained]) -> None:
         """Start to work out which tokens may come next in these slots, for sequences all of whose tokens are known."""
