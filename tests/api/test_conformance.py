@@ -1,4 +1,4 @@
-"""Every field of OpenAI's generating endpoints is taken, or refused by its name: there is no third state."""
+"""Every field of generating endpoints, OpenAI's and Anthropic's, is taken, or refused by its name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody
 from vllm_mlx.api.wire.chat_completions import ChatCompletionBody
 from vllm_mlx.api.wire.completions import CompletionBody
 from vllm_mlx.api.wire.responses.body import ResponsesBody
@@ -107,9 +108,31 @@ RESPONSES: dict[str, Any] = {
     "client_metadata": {"a": "b"},
     "context_management": None,
 }
+MESSAGES: dict[str, Any] = {
+    **{name: value for name, value in SHARED.items() if name in MessagesBody.model_fields},
+    "messages": CHAT["messages"],
+    "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+    "max_tokens": 2,
+    "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}],
+    "tool_choice": {"type": "none"},
+    "thinking": {"type": "enabled", "budget_tokens": 1024, "display": "summarized"},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
+    "output_format": {"type": "json_schema", "schema": SCHEMA},
+    "cache_control": {"type": "ephemeral"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "mcp_servers": [],
+    "speed": "standard",
+    "chat_template_kwargs": {"enable_thinking": False},
+    "stop_sequences": ["x"],
+    "metadata": {"user_id": "u"},
+    "service_tier": "auto",
+    "diagnostics": {"previous_message_id": None},
+}
 BODIES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatCompletionBody, CHAT, {"messages": CHAT["messages"], "max_tokens": 2}),
     "/v1/completions": (CompletionBody, COMPLETION, {"prompt": "Hello", "max_tokens": 2}),
+    "/v1/messages": (MessagesBody, MESSAGES, {"messages": CHAT["messages"], "max_tokens": 2}),
+    "/v1/messages/count_tokens": (CountTokensBody, MESSAGES, {"messages": CHAT["messages"]}),
     "/v1/responses": (ResponsesBody, RESPONSES, {"input": "Hello", "max_output_tokens": 16}),
 }
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -125,6 +148,12 @@ TOGETHER: dict[str, dict[str, Any]] = {
 """What a field needs besides, in chat completions and completions."""
 NEEDS_MORE = {"suffix"}
 """Fields that this model cannot serve: it was not taught to fill in."""
+
+
+def names(answer: httpx.Response, field: str) -> bool:
+    """Whether an error is about a field: Anthropic's have no place for it but the message."""
+    error = answer.json()["error"]
+    return bool(error["param"] == field if "param" in error else field in error["message"])
 
 
 def is_refused(body: Any, name: str) -> bool:
@@ -144,7 +173,8 @@ HONOURED = [(path, name) for path, (body, _, _) in BODIES.items() for name in bo
 @pytest.mark.parametrize(("path", "name"), [each for each in HONOURED if not is_refused(BODIES[each[0]][0], each[1])])
 async def test_field_is_taken(path: str, name: str, client: httpx.AsyncClient) -> None:
     _, samples, base = BODIES[path]
-    more = TOGETHER.get(name, {}) if path != "/v1/responses" else {"stream": True} if name == "stream_options" else {}
+    is_openai = path in ("/v1/chat/completions", "/v1/completions")
+    more = TOGETHER.get(name, {}) if is_openai else {"stream": True} if name == "stream_options" else {}
     sent = {**base, **more, name: samples[name]}
     if name == "max_completion_tokens":
         del sent["max_tokens"]
@@ -163,11 +193,11 @@ async def test_field_is_taken(path: str, name: str, client: httpx.AsyncClient) -
 async def test_field_is_refused_by_name(path: str, name: str, client: httpx.AsyncClient) -> None:
     answer = await client.post(path, json={**BODIES[path][2], name: {"a": 1}})
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == name
+    assert names(answer, name)
 
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_field_that_nobody_knows_is_refused_by_name(path: str, client: httpx.AsyncClient) -> None:
     answer = await client.post(path, json={**BODIES[path][2], "no_such_field": 1})
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "no_such_field"
+    assert names(answer, "no_such_field")

@@ -10,6 +10,7 @@ import jinja2
 from jinja2 import meta, nodes
 
 from vllm_mlx.chat.environment import RaisedByTemplate, make_environment
+from vllm_mlx.chat.late_system import takes_late_system, with_late_system_as_user
 from vllm_mlx.chat.plain_tools import calls_as_text, tool_variables, with_tools_as_text
 from vllm_mlx.core.chat import Message, Tool, ToolCall
 from vllm_mlx.core.errors import InvalidRequest, ModelError
@@ -41,6 +42,8 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"The model's chat template is invalid, line {error.lineno}: {error.message}.") from error
         self._special_tokens = dict(special_tokens)
+        self._takes_late_system = True
+        self._takes_late_system = takes_late_system(lambda messages: self.render(messages, {}))
 
     def render(
         self,
@@ -62,6 +65,8 @@ class ChatTemplate:
         if reserved:
             message = f"chat_template_kwargs cannot set {reserved[0]!r}: the server fills it in."
             raise InvalidRequest(message, param="chat_template_kwargs")
+        if not self._takes_late_system:
+            messages = with_late_system_as_user(messages)
         if not self._renders_calls:
             messages = calls_as_text(messages)
         if tools and not self.renders_tools:
