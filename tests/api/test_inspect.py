@@ -148,7 +148,8 @@ async def test_confirmed_cases_are_parsed(client: httpx.AsyncClient) -> None:
 
 async def test_model_card_tells_what_the_model_can(client: httpx.AsyncClient) -> None:
     card = (await client.get("/v1/models")).json()["data"][0]
-    assert card["context_length"] == card["max_model_len"] == 512
+    assert card["context_length"] == card["context_window"] == card["max_model_len"] == 512
+    assert card["max_output_tokens"] == 512
     assert card["capabilities"]["tools"] is True
     assert card["capabilities"]["reasoning"] is False
     assert (card["tool_call_parser"], card["reasoning_parser"]) == ("hermes", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from vllm_mlx.chat.limits import check_text, check_token_ids, choice_seeds, max_output_tokens
@@ -24,14 +26,29 @@ def test_output_has_the_room_that_the_prompt_leaves() -> None:
 
 
 def test_prompt_without_room_is_refused() -> None:
-    with pytest.raises(ContextLengthExceeded, match=r"100 tokens.*holds 100") as caught:
+    with pytest.raises(ContextLengthExceeded, match=r"is 100 tokens,.*prompt has 100 tokens") as caught:
         limit(num_prompt=100)
     assert caught.value.param == "prompt"
 
 
 def test_prompt_and_output_together_are_refused() -> None:
-    with pytest.raises(ContextLengthExceeded, match=r"95 tokens.*asks for 6.*holds 100.*at most 5"):
+    with pytest.raises(ContextLengthExceeded, match=r"is 100 tokens,.*has 95.*asks for 6.*at most 5"):
         limit(num_prompt=95, max_tokens=6)
+
+
+def test_agents_know_what_is_too_long() -> None:
+    """Clients look for these words, at least one of each row, before they compact a conversation."""
+    recognised = {
+        "Claude Code": ("prompt is too long", "maximum context length"),
+        "OpenCode": (r"maximum context length is \d+ tokens",),
+        "litellm": ("This model's maximum context length is",),
+    }
+    for sampling in ({}, {"max_tokens": 50}):
+        with pytest.raises(ContextLengthExceeded) as caught:
+            limit(num_prompt=60 if sampling else 100, **sampling)
+        assert caught.value.code == "context_length_exceeded"
+        for patterns in recognised.values():
+            assert any(re.search(pattern, caught.value.message) for pattern in patterns)
 
 
 def test_empty_prompt_is_refused() -> None:
@@ -49,7 +66,7 @@ def test_min_tokens_must_be_reachable() -> None:
 def test_hopeless_text_is_refused_by_its_size(byte_level: Tokenizer) -> None:
     text = "a" * (100 * byte_level.max_token_bytes)
     check_text(text, byte_level, max_model_len=100, param="prompt")
-    with pytest.raises(ContextLengthExceeded, match="at least 101 tokens"):
+    with pytest.raises(ContextLengthExceeded, match=r"is 100 tokens,.*at least 101"):
         check_text(text + "a" * byte_level.max_token_bytes, byte_level, max_model_len=100, param="prompt")
 
 

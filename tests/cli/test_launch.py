@@ -106,6 +106,12 @@ def test_launch_runs_the_client_and_returns_its_code(
     assert server.requests[0].headers["authorization"] == "Bearer sk-2"
 
 
+def test_answers_are_as_long_as_the_server_allows() -> None:
+    assert Target("u", "m", 40_000).output_tokens == 10_000
+    assert Target("u", "m", 40_000, None, 4_000).output_tokens == 4_000
+    assert Target("u", "m", 1_000_000).output_tokens == 32_768
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -23,12 +23,17 @@ def check_text(text: str, tokenizer: Tokenizer, *, max_model_len: int, param: st
     min_tokens = size_bytes // tokenizer.max_token_bytes
     if min_tokens > max_model_len:
         raise ContextLengthExceeded(
-            f"The prompt has at least {min_tokens} tokens, but the model's context holds {max_model_len}, "
-            f"prompt and output together. Shorten the {param}.",
+            f"{_context(max_model_len)}, prompt and output together, but the prompt has at least {min_tokens}. "
+            f"Shorten the {param}.",
             param=param,
             num_tokens=min_tokens,
             max_tokens=max_model_len - 1,
         )
+
+
+def _context(max_model_len: int) -> str:
+    """How such an error begins: by these words of OpenAI's, agents know that they must compact their conversation."""
+    return f"This model's maximum context length is {max_model_len} tokens"
 
 
 def check_token_ids(token_ids: Collection[int], *, vocab_size: int, param: str) -> None:
@@ -92,16 +97,16 @@ def max_output_tokens(
     room = max_model_len - num_prompt
     if room < 1:
         raise ContextLengthExceeded(
-            f"The prompt has {num_prompt} tokens, but the model's context holds {max_model_len}, prompt and output "
-            f"together. Shorten the {param}.",
+            f"{_context(max_model_len)}, prompt and output together, but the prompt has {num_prompt} tokens. "
+            f"Shorten the {param}.",
             param=param,
             num_tokens=num_prompt,
             max_tokens=max_model_len - 1,
         )
     if sampling.max_tokens is not None and sampling.max_tokens > room and not may_be_shorter:
         raise ContextLengthExceeded(
-            f"The prompt has {num_prompt} tokens and max_tokens asks for {sampling.max_tokens} more, but the model's "
-            f"context holds {max_model_len}. Shorten the {param} or set max_tokens to at most {room}.",
+            f"{_context(max_model_len)}, but the prompt has {num_prompt} tokens and max_tokens asks for "
+            f"{sampling.max_tokens} more. Shorten the {param} or set max_tokens to at most {room}.",
             param=param,
             num_tokens=num_prompt,
             max_tokens=max_model_len - 1,

@@ -50,11 +50,14 @@ class Target(msgspec.Struct, frozen=True):
     context_tokens: int
     """Prompt and output together."""
     key: str | None = None
+    max_output_tokens: int | None = None
+    """Most that the server lets a request ask for; None if it does not say."""
 
     @property
     def output_tokens(self) -> int:
         """Most that one answer should take."""
-        return max(1, min(_MAX_OUTPUT_TOKENS, self.context_tokens // _MAX_OUTPUT_PART))
+        limit = self.max_output_tokens or _MAX_OUTPUT_TOKENS
+        return max(1, min(limit, _MAX_OUTPUT_TOKENS, self.context_tokens // _MAX_OUTPUT_PART))
 
 
 class Setup(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from vllm_mlx.core.errors import ConfigError
 _TIMEOUT_S = 10.0
 _ASSUMED_CONTEXT_TOKENS = 32_768
 """When a server does not say."""
-_NAMES = ("max_model_len", "context_length", "context_window", "max_context_length")
+_CONTEXT_NAMES = ("max_model_len", "context_length", "context_window", "max_context_length")
 """Under these names servers say how long their context is."""
 
 
@@ -59,7 +59,8 @@ def find_target(url: str, *, key: str | None) -> Target:
         model = msgspec.convert(cards[0], _Card).id
     except (msgspec.MsgspecError, KeyError, IndexError, TypeError):
         raise ConfigError(f"{url} answers {status} at /v1/models, without a model: is it an OpenAI server?") from None
-    return Target(url, model, _context_tokens(cards[0]), key)
+    context_tokens = _number(cards[0], _CONTEXT_NAMES) or _ASSUMED_CONTEXT_TOKENS
+    return Target(url, model, context_tokens, key, _number(cards[0], ("max_output_tokens",)))
 
 
 def is_ready(url: str) -> bool:
@@ -84,6 +85,6 @@ def get(url: str, path: str, *, key: str | None) -> tuple[int, bytes]:
         raise NoServer(f"nothing answers at {url} ({text.lower()})") from None
 
 
-def _context_tokens(card: dict[str, Any]) -> int:
-    found = (card.get(name) for name in _NAMES)
-    return next((value for value in found if isinstance(value, int) and value > 0), _ASSUMED_CONTEXT_TOKENS)
+def _number(card: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    found = (card.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)

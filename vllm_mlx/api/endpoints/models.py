@@ -54,6 +54,8 @@ def _card(context: Context) -> ModelCard:
         created=context.started_at,
         max_model_len=max_model_len,
         context_length=max_model_len,
+        context_window=max_model_len,
+        max_output_tokens=min(context.config.max_request_tokens, max_model_len) if max_model_len else None,
         root=context.config.model,
         capabilities=Capabilities(
             completions=True,

@@ -239,7 +239,11 @@ class ModelCard(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
     max_model_len: int | None
     """Most tokens, prompt and output together; null while it loads."""
     context_length: int | None
+    """The same, as other servers call it."""
+    context_window: int | None
     """The same."""
+    max_output_tokens: int | None
+    """Most tokens of an answer that a request may ask for; null while it loads."""
     root: str
     capabilities: Capabilities
     tool_call_parser: str | None
