@@ -56,6 +56,10 @@ def _run(arguments: list[str]) -> int:
         from vllm_mlx.cli.bench_serve import bench_serve
 
         return bench_serve(arguments[1:])
+    if command.name == "agents":
+        from vllm_mlx.cli.agents import agents
+
+        return agents(arguments[1:])
     try:
         namespace = parse(command, arguments[1:])
     except SystemExit as exit_:  # argparse leaves this way after printing --help

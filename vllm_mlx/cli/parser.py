@@ -31,6 +31,7 @@ COMMANDS = (
     Command("bench-serve", "Measure a running server, over HTTP.", ()),
     Command("launch", "Run a coding agent on a local model.", tuple(GROUPS)),
     Command("connect", "Show how a coding agent is pointed at a running server.", ("server",)),
+    Command("agents", "Check a running server with a coding agent's conversation.", ()),
     Command("doctor", "Check this machine, its GPU kernels and their speed.", ("model",)),
     Command("download", "Fetch a model without serving it.", ("model",)),
 )

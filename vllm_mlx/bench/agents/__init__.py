@@ -1,0 +1,1 @@
+"""A coding agent's conversation in each dialect, to check a server with."""
