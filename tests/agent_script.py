@@ -26,7 +26,7 @@ TEMPLATE = (
     "{% for c in m.tool_calls or [] %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-READERS = ("Read", "read", "read_file", "exec_command", "shell", "shell_command", "run_commands")
+READERS = ("Read", "read", "read_file", "exec_command", "shell", "shell_command", "read_files")
 EDITORS = ("Edit", "edit", "exec_command", "shell", "shell_command", "editor")
 IDLE = "Ready."
 DONE = "The greeting is changed."
@@ -49,13 +49,18 @@ def write_agent_model(folder: Path, corpus: list[str]) -> tokenizers.Tokenizer:
 
 
 class AgentScript:
-    """Changes `old` to `new` in `path` when the conversation holds `task`; else says `IDLE`. A pure function."""
+    """Changes `old` to `new` in `path` when the conversation holds `task`; else says `IDLE`.
+
+    What it says is a pure function of the prompt. The file is there, and what a tool reads of it must come back.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, task: str, path: Path, old: str, new: str) -> None:
         self._backend = backend
         self._task = task
+        self._content = path.read_text().strip()
         self._values: dict[str, Any] = {
             **dict.fromkeys(("file_path", "filePath", "absolute_path", "path"), str(path)),
+            "files": [{"path": str(path)}],
             **dict.fromkeys(("old_string", "oldString", "old_text", "old_str"), old),
             **dict.fromkeys(("new_string", "newString", "new_text", "new_str"), new),
         }
@@ -82,7 +87,9 @@ class AgentScript:
             return IDLE
         num_results = prompt.count("<|im_start|>tool\n")
         text = DONE
-        if num_results < 2:
+        if num_results and self._content not in prompt:
+            text = "The tool did not show the file."
+        elif num_results < 2:
             text = self._call(tools, READERS if num_results == 0 else EDITORS, ("read", "edit")[num_results])
         self.turns.append((num_results, text))
         return text

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vllm_mlx.chat.call_syntax import CallSyntax
 from vllm_mlx.chat.constrain import CallPlan, Constrainer
-from vllm_mlx.chat.encode import shown_tools
+from vllm_mlx.chat.encode import callable_tools
 from vllm_mlx.chat.output_formats import OutputFormats
 from vllm_mlx.core.chat import ChatRequest, CompletionRequest, Tool
 from vllm_mlx.core.errors import InvalidRequest
@@ -31,7 +31,7 @@ class Enforcer:
         Raises:
             InvalidRequest: it cannot be made certain; `param` names the field.
         """
-        tools = shown_tools(request)
+        tools = callable_tools(request)
         if request.tool_choice.mode == "required" and not tools:
             raise InvalidRequest("tool_choice cannot force a call: there are no tools.", param="tool_choice")
         form = self._formats.tools

@@ -12,7 +12,7 @@ import msgspec
 
 from vllm_mlx.chat.choice import ChoiceDecoder, Reading
 from vllm_mlx.chat.constrain import Constrainer
-from vllm_mlx.chat.encode import Encoded, PromptEncoder, shown_tools
+from vllm_mlx.chat.encode import Encoded, PromptEncoder, callable_tools, shown_tools
 from vllm_mlx.chat.enforce import Enforcer
 from vllm_mlx.chat.explain import Explainer, Explanation
 from vllm_mlx.chat.formats import with_elements
@@ -310,7 +310,7 @@ class ChatService:
 
     def _reading(self, request: ChatRequest, one: Encoded, *, choice: int, max_output: int | None) -> Reading | None:
         """How a choice's text is read; None if all of it is the answer."""
-        tools = shown_tools(request)
+        tools = callable_tools(request)
         formats = self.formats
         if formats.reasoning is None and (formats.tools is None or not tools):
             return None

@@ -112,7 +112,7 @@ async def _check(target: Target, names: Sequence[str], *, timeout_s: float) -> l
 
 
 def _row(report: TurnReport) -> tuple[str, ...]:
-    called = "; ".join(report.called)
+    called = " ".join("; ".join(report.called).split())
     return (
         report.dialect,
         str(report.number),

@@ -52,14 +52,8 @@ def _run(arguments: list[str]) -> int:
         print(f"vllm-mlx {__version__}")
         return 0
     command = find_command(arguments[0])
-    if command.name == "bench-serve":  # it has flags of its own, no settings
-        from vllm_mlx.cli.bench_serve import bench_serve
-
-        return bench_serve(arguments[1:])
-    if command.name == "agents":
-        from vllm_mlx.cli.agents import agents
-
-        return agents(arguments[1:])
+    if not command.groups:
+        return _without_settings(command.name, arguments[1:])
     try:
         namespace = parse(command, arguments[1:])
     except SystemExit as exit_:  # argparse leaves this way after printing --help
@@ -68,6 +62,17 @@ def _run(arguments: list[str]) -> int:
     for line in [*getattr(namespace, "notices", []), *unknown_variables(os.environ)]:
         print(f"vllm-mlx: note: {line}", file=sys.stderr)
     return _dispatch(command.name, config, namespace)
+
+
+def _without_settings(name: str, arguments: list[str]) -> int:
+    """Run a command that has flags of its own only."""
+    if name == "agents":
+        from vllm_mlx.cli.agents import agents
+
+        return agents(arguments)
+    from vllm_mlx.cli.bench_serve import bench_serve
+
+    return bench_serve(arguments)
 
 
 def _dispatch(name: str, config: Config, given: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ class ChatCompletions:
             "model": model,
             "messages": messages,
             "tools": [_tool(tool.name, tool.description, tool.schema) for tool in TOOLS],
-            "tool_choice": {"type": "function", "function": {"name": calls}} if calls else "none",
+            "tool_choice": {"type": "function", "function": {"name": calls}} if calls else "auto",
             "max_tokens": MAX_TOKENS,
             "temperature": 0,
             "stream": True,

@@ -1,7 +1,7 @@
 """The conversation that is replayed: a long system prompt, four tools, two calls and their results, an answer.
 
-The model has no choice: the first two turns name the tool, and arguments are enumerations. So what is checked is the
-server, not the model.
+In the first two turns the model has no choice: they name the tool, and arguments are enumerations. So what is
+checked is the server, not the model.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Step(msgspec.Struct, frozen=True):
     """One turn of the model."""
 
     calls: str | None
-    """The tool that it must call; None: it must answer in words."""
+    """The tool that it must call; None: it may call one, or answer in words."""
     result: str = ""
     """What the tool then says."""
 

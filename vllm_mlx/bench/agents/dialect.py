@@ -40,7 +40,7 @@ class Dialect(Protocol):
         ...
 
     def body(self, conversation: Conversation, *, model: str, calls: str | None) -> Mapping[str, Any]:
-        """A streamed request, whose answer must call the tool `calls` (None: no tool)."""
+        """A streamed request, whose answer must call the tool `calls` (None: as it likes)."""
         ...
 
     def hear(self, event: Any, heard: Heard) -> None:

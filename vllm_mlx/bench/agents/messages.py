@@ -36,7 +36,7 @@ class Messages:
             "tools": [
                 {"name": tool.name, "description": tool.description, "input_schema": tool.schema} for tool in TOOLS
             ],
-            "tool_choice": {"type": "tool", "name": calls} if calls else {"type": "none"},
+            "tool_choice": {"type": "tool", "name": calls} if calls else {"type": "auto"},
             "max_tokens": MAX_TOKENS,
             "temperature": 0,
             "stream": True,

@@ -34,7 +34,7 @@ class Responses:
                 {"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.schema}
                 for tool in TOOLS
             ],
-            "tool_choice": {"type": "function", "name": calls} if calls else "none",
+            "tool_choice": {"type": "function", "name": calls} if calls else "auto",
             "max_output_tokens": MAX_TOKENS,
             "temperature": 0,
             "store": False,

@@ -30,7 +30,7 @@ CLIENT = Client(
         "$folder/models.json",
         "--no-show-model-warnings",
         "--no-check-update",
-        "--analytics-disable",
+        "--no-analytics",
         "--timeout",
         "3600",
     ),

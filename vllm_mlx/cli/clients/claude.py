@@ -19,6 +19,8 @@ CLIENT = Client(
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "$context",
         "CLAUDE_CODE_AUTO_COMPACT_WINDOW": "$context",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "$output",
+        # it would ask for tools that are looked up, be refused, and ask again without
+        "ENABLE_TOOL_SEARCH": "false",
         # a line of the system prompt that changes with every request
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
