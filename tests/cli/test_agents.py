@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """The whole server; the model babbles, so that only a grammar makes it call."""
     folder = tmp_path_factory.mktemp("model")
     backend = write_agent_model(folder, [Path(__file__).read_text()])
-    script = WordScript(backend, eos_every=9)
+    script = WordScript(backend)
     config = Config(model="/models/fake", served_model_name="org/coder", api_key=KEY)
     options = {"script": script, "vocab_size": backend.get_vocab_size(), "max_model_len": 16_384}
     with LiveServer(folder, config, **options) as found:
