@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from vllm_mlx.api.wire.anthropic.batches import MessageBatchBody
 from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody
 from vllm_mlx.api.wire.chat_completions import ChatCompletionBody
 from vllm_mlx.api.wire.completions import CompletionBody
@@ -70,6 +71,7 @@ ANTHROPIC_INTRODUCTION = (
 ANTHROPIC_BODIES = {
     "POST /v1/messages": MessagesBody,
     "POST /v1/messages/count_tokens": CountTokensBody,
+    "POST /v1/messages/batches": MessageBatchBody,
 }
 ANTHROPIC_KINDS = {
     "Content blocks": (

@@ -17,6 +17,7 @@ from vllm_mlx.api.batches.background import Answer, post
 from vllm_mlx.api.batches.desk import Desk
 from vllm_mlx.api.batches.lines import Line, LineAnswer, LineResponse
 from vllm_mlx.api.batches.store import Store, Work, new_line_id
+from vllm_mlx.api.wire.anthropic.errors import OVERLOADED
 from vllm_mlx.api.wire.batches import BatchAnswer, BatchError, BatchStatus
 from vllm_mlx.core import log
 from vllm_mlx.core.config import Config
@@ -28,7 +29,8 @@ POLL_S = 5.0
 """Between two looks for what other processes have left in the folder."""
 _QUIET_S = 0.05
 _RETRY_S = 1.0
-_BUSY = 503
+_BUSY = (503, OVERLOADED)
+"""Statuses of a server that has no time, in the dialects of the endpoints."""
 
 
 class BatchRunner:
@@ -155,7 +157,7 @@ class BatchRunner:
         while True:
             await self._quiet()
             answer = await post(self._app, work.batch.endpoint, line.body, headers=headers)
-            if answer.status != _BUSY:
+            if answer.status not in _BUSY:
                 return _line_answer(line, answer)
             await asyncio.sleep(_RETRY_S)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sqlite3
 import tempfile
@@ -29,6 +30,8 @@ from vllm_mlx.api.wire.files import BATCH, BATCH_OUTPUT, DEFAULT_EXPIRY_S, FileA
 from vllm_mlx.core.errors import InvalidRequest, NotFound
 
 DATABASE = "files.sqlite"
+ID_PREFIX = "batch_"
+"""Of OpenAI's batches; other dialects have their own."""
 _SCHEMA = (
     SCHEMA
     + """
@@ -85,15 +88,20 @@ class Store:
         """No method may be called after it."""
         self._database.close()
 
-    def create(self, body: BatchBody, *, model: str, tenant: str) -> BatchAnswer:
-        """Note down a new batch. Raises NotFound or InvalidRequest for its input file."""
+    def create(
+        self, body: BatchBody, *, model: str, tenant: str, id_prefix: str = ID_PREFIX, total: int = 0
+    ) -> BatchAnswer:
+        """Note down a new batch; `total` is its number of lines, if that is known before they are looked at.
+
+        Raises NotFound or InvalidRequest for its input file.
+        """
         file = self.files.get(body.input_file_id, param="input_file_id")
         if file.purpose != BATCH:
             message = f"The file '{file.id}' has the purpose '{file.purpose}'; a batch needs one uploaded for 'batch'."
             raise InvalidRequest(message, param="input_file_id")
         now = int(time.time())
         batch = BatchAnswer(
-            id=f"batch_{uuid.uuid4().hex}",
+            id=f"{id_prefix}{uuid.uuid4().hex}",
             endpoint=body.endpoint,
             model=model,
             input_file_id=file.id,
@@ -101,6 +109,7 @@ class Store:
             created_at=now,
             expires_at=now + window_s(body.completion_window),
             metadata=body.metadata,
+            request_counts=RequestCounts(total=total),
         )
         kept = body.output_expires_after
         expiry_s = kept.seconds if kept else DEFAULT_EXPIRY_S
@@ -117,17 +126,33 @@ class Store:
             raise NotFound(f"There is no batch '{batch_id}'.", param=param)
         return _batch(found)
 
-    def page(self, *, after: str | None, limit: int) -> tuple[list[BatchAnswer], bool]:
-        """Some batches, latest first, and whether there are more. Raises NotFound."""
-        query, values = "SELECT record FROM batches ORDER BY number DESC LIMIT ?", [limit + 1]
-        if after is not None:
-            (number,) = self._database.execute(
-                "SELECT number FROM batches WHERE id = ?", (self.get(after, param="after").id,)
-            ).fetchone()
-            query = query.replace("ORDER", "WHERE number < ? ORDER")
-            values = [number, limit + 1]
-        found = [_batch(row) for row in self._database.execute(query, values).fetchall()]
-        return found[:limit], len(found) > limit
+    def page(
+        self, *, after: str | None, limit: int, before: str | None = None, id_prefix: str = ID_PREFIX
+    ) -> tuple[list[BatchAnswer], bool]:
+        """Some batches of one dialect, latest first: those after one, or right before one; and whether there are more.
+
+        Raises NotFound.
+        """
+        conditions, values, order = ["id GLOB ?"], [f"{id_prefix}*"], "DESC"
+        if before is not None:
+            conditions.append("number > (SELECT number FROM batches WHERE id = ?)")
+            values.append(self.get(before, param="before_id").id)
+            order = "ASC"
+        elif after is not None:
+            conditions.append("number < (SELECT number FROM batches WHERE id = ?)")
+            values.append(self.get(after, param="after").id)
+        query = f"SELECT record FROM batches WHERE {' AND '.join(conditions)} ORDER BY number {order} LIMIT ?"
+        found = [_batch(row) for row in self._database.execute(query, (*values, limit + 1)).fetchall()]
+        shown = found[:limit]
+        return (shown[::-1] if before is not None else shown), len(found) > limit
+
+    def delete(self, batch: BatchAnswer) -> None:
+        """Forget a batch that has ended, and its files."""
+        with self._database:
+            self._database.execute("DELETE FROM batches WHERE id = ?", (batch.id,))
+        for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+            with contextlib.suppress(NotFound):
+                self.files.delete(file_id or "")
 
     def next_work(self, model: str) -> Work | None:
         """The oldest unfinished batch of a model."""

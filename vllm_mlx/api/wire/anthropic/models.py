@@ -105,7 +105,7 @@ def model_info(card: ModelCard, *, max_output: int) -> ModelInfo:
     thinks = Support(able.reasoning)
     created_at = datetime.fromtimestamp(card.created, UTC).isoformat().replace("+00:00", "Z")
     capabilities = ModelCapabilities(
-        batch=no,
+        batch=yes,
         citations=no,
         code_execution=no,
         context_management=ContextManagement(True, yes, yes, no),
