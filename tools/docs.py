@@ -78,7 +78,7 @@ ANTHROPIC_KINDS = {
         ("`text`", "honoured", "`citations` are accepted and not shown to the model"),
         ("`thinking`, `redacted_thinking`", "honoured", "Signatures of other servers are accepted"),
         ("`tool_use`, `tool_result`", "honoured", "Results of text, documents and search results; errors are marked"),
-        ("`document`", "honoured", "With a `text` or `content` source; `base64`, `url` and `file` are refused"),
+        ("`document`", "honoured", "`text`, `content`, and the text of PDF files; `url` and `file` are refused"),
         ("`search_result`", "honoured", "As text with its title and source"),
         ("`image`", "*refused*", "Text models see no images, in results neither"),
         ("`server_tool_use`, `*_tool_result`, `container_upload`", "*refused*", "Only Anthropic's servers run them"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import anthropic.types
 import httpx
 import pydantic
+import pypdf
 import pytest
 import tokenizers
 from fixtures_says import THINKING, Says
@@ -433,3 +436,17 @@ async def test_diagnostics_say_what_changed(client: httpx.AsyncClient, says: Say
     message = await ask(client, says, system="Tell of seas. " * 20, diagnostics=diagnostics)
     assert message["diagnostics"]["cache_miss_reason"]["type"] == "system_changed"
     assert message["diagnostics"]["cache_miss_reason"]["cache_missed_input_tokens"] > 20
+
+
+async def test_pdf_file_that_cannot_be_read_is_refused_by_its_place(client: httpx.AsyncClient, says: Says) -> None:
+    writer, out = pypdf.PdfWriter(), io.BytesIO()
+    writer.add_blank_page(100, 100)
+    writer.write(out)
+    source = {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(out.getvalue()).decode()}
+    document = {"type": "document", "source": source}
+    assert "has no text" in await refusal(client, messages=[{"role": "user", "content": [document]}])
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [document]}
+    message = await refusal(client, messages=[{"role": "user", "content": [result]}])
+    assert message.startswith("messages.0.content.0.content.0.source: ")
+    document["source"] = {**source, "data": "?"}
+    assert "source.data is not base64" in await refusal(client, messages=[{"role": "user", "content": [document]}])

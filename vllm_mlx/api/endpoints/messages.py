@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -26,12 +31,16 @@ from vllm_mlx.api.wire.anthropic.answers import (
     TokenCount,
     framed,
 )
-from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody
+from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody, PromptFields
 from vllm_mlx.api.wire.anthropic.encoder import MessageEncoder
 from vllm_mlx.api.wire.anthropic.request import in_own_names, message_request, prompt_request, shown_reasoning
+from vllm_mlx.api.wire.anthropic.transcript import has_files
 from vllm_mlx.api.wire.decode import decode
+from vllm_mlx.core.chat import ChatRequest
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.sampling import SamplingParams
+
+Body = TypeVar("Body", bound=PromptFields)
 
 
 def router(context: Context) -> APIRouter:
@@ -69,7 +78,8 @@ def router(context: Context) -> APIRouter:
 async def _answered(body: MessagesBody, record: RequestRecord, context: Context, *, tenant: bytes) -> Response:
     message_id, sealer = f"msg_{record.key}", Sealer(context.responses.key)
     defaults = context.service.sampling_defaults
-    asked = message_request(body, request_id=message_id, defaults=defaults, unseal=sealer.find, tenant=tenant)
+    read = partial(message_request, request_id=message_id, defaults=defaults, unseal=sealer.find, tenant=tenant)
+    asked = await _read(read, body)
     edits: EditsAnswer | msgspec.UnsetType = msgspec.UNSET
     try:
         if body.context_management is not None:
@@ -94,7 +104,8 @@ async def _answered(body: MessagesBody, record: RequestRecord, context: Context,
 
 async def _count(body: CountTokensBody, context: Context, *, request_id: str) -> TokenCount:
     unseal, service = Sealer(context.responses.key).find, context.service
-    asked = prompt_request(body, request_id=request_id, sampling=SamplingParams(), unseal=unseal)
+    read = partial(prompt_request, request_id=request_id, sampling=SamplingParams(), unseal=unseal)
+    asked = await _read(read, body)
     try:
         if body.context_management is not None:
             asked, edits = await edited(service, asked, body.context_management)
@@ -104,3 +115,8 @@ async def _count(body: CountTokensBody, context: Context, *, request_id: str) ->
         return TokenCount(await service.count_tokens(asked))
     except InvalidRequest as error:
         raise in_own_names(error) from error
+
+
+async def _read(read: Callable[[Body], ChatRequest], body: Body) -> ChatRequest:
+    """What `read` makes of a body; files are read on a thread."""
+    return await asyncio.to_thread(read, body) if has_files(body.messages) else read(body)

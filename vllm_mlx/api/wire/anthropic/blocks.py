@@ -110,12 +110,21 @@ class ContentSource(WireModel):
     """Text, or a list of text blocks."""
 
 
+class PdfSource(WireModel):
+    """A PDF file, whose text is read."""
+
+    type: Literal["base64"]
+    """`base64`."""
+    media_type: Literal["application/pdf"]
+    """`application/pdf`."""
+    data: str
+    """The file."""
+
+
 def _offered_source(source: Any) -> Any:
     kind = source.get("type") if isinstance(source, dict) else None
-    if kind == "base64":
-        raise unsupported("is a file, and this server reads plain text only; send a source of type 'text'")
     if kind in ("url", "file"):
-        raise unsupported(f"has type '{kind}', but this server fetches nothing; send a source of type 'text'")
+        raise unsupported(f"has type '{kind}', but this server fetches nothing; send the document itself")
     return source
 
 
@@ -124,7 +133,9 @@ class DocumentBlock(_Cacheable):
 
     type: Literal["document"]
     """`document`."""
-    source: Annotated[TextSource | ContentSource, Field(discriminator="type"), BeforeValidator(_offered_source)]
+    source: Annotated[
+        TextSource | ContentSource | PdfSource, Field(discriminator="type"), BeforeValidator(_offered_source)
+    ]
     """Where its text is."""
     title: str | None = None
     """Shown before the text."""

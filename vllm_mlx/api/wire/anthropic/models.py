@@ -111,7 +111,7 @@ def model_info(card: ModelCard, *, max_output: int) -> ModelInfo:
         context_management=ContextManagement(True, yes, yes, no),
         effort=Effort(True, yes, yes, yes, yes, yes),
         image_input=Support(able.vision),
-        pdf_input=no,
+        pdf_input=yes,
         server_tools=ServerTools(False, no, no),
         structured_outputs=yes,
         thinking=Thinking(able.reasoning, ThinkingTypes(thinks, thinks, thinks, no)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,6 +12,7 @@ from vllm_mlx.api.wire.anthropic.blocks import (
     Block,
     CacheControl,
     DocumentBlock,
+    PdfSource,
     RedactedThinkingBlock,
     ResultPart,
     SearchResultBlock,
@@ -23,6 +25,7 @@ from vllm_mlx.api.wire.anthropic.blocks import (
     WireMessage,
     keep_s,
 )
+from vllm_mlx.chat.pdf import pdf_text
 from vllm_mlx.core.chat import Message, TextPart, ToolCall
 from vllm_mlx.core.errors import InvalidRequest
 
@@ -71,9 +74,9 @@ class _Writer:
             case TextBlock():
                 self._text(role, block.text, block.cache_control)
             case DocumentBlock() | SearchResultBlock() if role == "user":
-                self._text(role, plain(block), block.cache_control)
+                self._text(role, plain(block, path=path), block.cache_control)
             case ToolResultBlock() if role == "user":
-                self._result(block)
+                self._result(block, path=path)
             case ThinkingBlock() if role == "assistant":
                 self._thought(block.thinking or self._unseal(block.signature or "") or "")
             case RedactedThinkingBlock() if role == "assistant":
@@ -90,9 +93,13 @@ class _Writer:
         parts = message.content if isinstance(message.content, tuple) else ()
         self._put(msgspec.structs.replace(message, content=(*parts, TextPart(text))), control, is_new=not joins)
 
-    def _result(self, block: ToolResultBlock) -> None:
+    def _result(self, block: ToolResultBlock, *, path: str) -> None:
         content = block.content or ""
-        texts = [content] if isinstance(content, str) else [plain(part) for part in content]
+        texts = (
+            [content]
+            if isinstance(content, str)
+            else [plain(part, path=f"{path}.content.{position}") for position, part in enumerate(content)]
+        )
         if block.is_error and not (texts and texts[0].lower().startswith("error")):
             texts = [f"Error: {texts[0]}" if texts and texts[0] else "Error", *texts[1:]]
         message = Message(
@@ -133,15 +140,34 @@ class _Writer:
             self.messages[-1] = message
 
 
-def plain(block: ResultPart) -> str:
-    """What the model reads of a block."""
+def plain(block: ResultPart, *, path: str) -> str:
+    """What the model reads of a block; `path` is its place in the body. Raises InvalidRequest for unreadable files."""
     if isinstance(block, TextBlock):
         return block.text
     if isinstance(block, SearchResultBlock):
         return _titled(block.title, f"Source: {block.source}", _joined(block.content))
-    source = block.source
-    text = source.data if isinstance(source, TextSource) else _joined(source.content)
+    match block.source:
+        case TextSource(data=text):
+            pass
+        case PdfSource(data=data):
+            text = pdf_text(_decoded(data, param=f"{path}.source.data"), param=f"{path}.source")
+        case source:
+            text = _joined(source.content)
     return _titled(block.title, block.context, text)
+
+
+def has_files(turns: Iterable[WireMessage]) -> bool:
+    """Whether reading the turns takes so long that it needs a thread."""
+    blocks = [block for turn in turns if not isinstance(turn.content, str) for block in turn.content]
+    parts = [part for block in blocks if isinstance(block, ToolResultBlock) for part in block.content or ()]
+    return any(isinstance(block, DocumentBlock) and isinstance(block.source, PdfSource) for block in (*blocks, *parts))
+
+
+def _decoded(data: str, *, param: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise InvalidRequest(f"{param} is not base64.", param=param) from error
 
 
 def _joined(content: str | Iterable[TextBlock]) -> str:

@@ -1,0 +1,67 @@
+"""Text of PDF files, good and bad."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pypdf
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+from vllm_mlx.chat.pdf import pdf_text
+from vllm_mlx.core.errors import InvalidRequest
+
+
+def pdf(*pages: str, password: str | None = None) -> bytes:
+    """A file with a line of text on each page; an empty one has none."""
+    writer = pypdf.PdfWriter()
+    font = DictionaryObject({NameObject("/Type"): NameObject("/Font"), NameObject("/Subtype"): NameObject("/Type1")})
+    font[NameObject("/BaseFont")] = NameObject("/Helvetica")
+    for text in pages:
+        page = writer.add_blank_page(200, 200)
+        if text:
+            fonts = DictionaryObject({NameObject("/F1"): font})
+            page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
+            content = DecodedStreamObject()
+            content.set_data(f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode())
+            page[NameObject("/Contents")] = writer._add_object(content)
+    if password is not None:
+        writer.encrypt(password, algorithm="RC4-128")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def test_text_of_each_page_is_read() -> None:
+    assert (
+        pdf_text(pdf("one river", "", "two lakes"), param="p")
+        == "Page 1:\none river\n\nPage 2:\n\n\nPage 3:\ntwo lakes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no PDF file"),
+        (b"hello", "no PDF file"),
+        (pdf("one river")[:200], "no PDF file"),
+        (pdf(""), "no text"),
+        (pdf("secret", password="x"), "encrypted"),
+    ],
+)
+def test_file_without_readable_text_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        pdf_text(data, param="messages.0.content.0.source")
+    assert caught.value.param == "messages.0.content.0.source"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 600), st.binary(min_size=1, max_size=12))
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_file_is_read_or_refused(position: int, damage: bytes) -> None:
+    good = pdf("one river")
+    with contextlib.suppress(InvalidRequest):
+        pdf_text(good[:position] + damage + good[position + len(damage) :], param="p")

@@ -1,0 +1,45 @@
+"""Text of PDF files, for models that see no pages."""
+
+from __future__ import annotations
+
+import io
+
+from vllm_mlx.core.errors import InvalidRequest
+
+MAX_PAGES = 1000
+_BREAKAGES = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    OSError,
+    AssertionError,
+)
+"""What broken files do to their reader, besides its own errors."""
+
+
+def pdf_text(data: bytes, *, param: str) -> str:
+    """The text of all pages, each behind a line with its number. It may take seconds: call it on a thread.
+
+    Raises:
+        InvalidRequest: the file cannot be read, is encrypted, has more than `MAX_PAGES` pages, or no text at all.
+    """
+    import pypdf
+    from pypdf.errors import DependencyError, PyPdfError
+
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise InvalidRequest(f"{param}: the PDF file is encrypted; send it without a password.", param=param)
+        if len(reader.pages) > MAX_PAGES:
+            message = f"{param}: the PDF file has {len(reader.pages)} pages; at most {MAX_PAGES} are read."
+            raise InvalidRequest(message, param=param)
+        pages = [page.extract_text().strip() for page in reader.pages]
+    except (PyPdfError, DependencyError, NotImplementedError, *_BREAKAGES) as error:
+        raise InvalidRequest(f"{param}: this is no PDF file that can be read.", param=param) from error
+    if not any(pages):
+        message = f"{param}: the PDF file has no text, and this model cannot see its pages; send their text."
+        raise InvalidRequest(message, param=param)
+    return "\n\n".join(f"Page {number}:\n{text}" for number, text in enumerate(pages, start=1))
