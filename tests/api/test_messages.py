@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pypdf
 import pytest
 import tokenizers
 from fixtures_says import THINKING, Says
-from fixtures_server import client_of, running
+from fixtures_server import LiveServer, client_of, running
 from fixtures_text import write_tokenizer
 
 from vllm_mlx.core.config import Config
@@ -155,7 +155,7 @@ async def test_stop_sequence_is_named(client: httpx.AsyncClient, says: Says) -> 
 async def test_cut_answers_say_what_cut_them(client: httpx.AsyncClient, says: Says) -> None:
     short = await ask(client, says, "one two three", max_tokens=2)
     assert (short["stop_reason"], short["usage"]["output_tokens"]) == ("max_tokens", 2)
-    full = await ask(client, says, "two " * 3000, max_tokens=30000)
+    full = await ask(client, says, "two " * 300, system="count " * 1900, max_tokens=30000)
     assert full["stop_reason"] == "model_context_window_exceeded"
     assert prompt_tokens(full["usage"]) + full["usage"]["output_tokens"] == 2048
 
@@ -450,3 +450,18 @@ async def test_pdf_file_that_cannot_be_read_is_refused_by_its_place(client: http
     assert message.startswith("messages.0.content.0.content.0.source: ")
     document["source"] = {**source, "data": "?"}
     assert "source.data is not base64" in await refusal(client, messages=[{"role": "user", "content": [document]}])
+
+
+def test_silent_stream_pings_and_one_that_fails_ends_with_the_error(serve: Callable[..., LiveServer]) -> None:
+    server = serve(Config(model="/models/fake", engine="thread", keepalive_interval=0.05), step_s=0.4)
+    sent = {"messages": ASK, "max_tokens": 100, "stream": True, "timeout": 1.5}
+    answer = httpx.post(f"{server.url}{PATH}", json=sent, timeout=30)
+    assert answer.status_code == 200
+    frames = [frame.split("\n") for frame in answer.text.strip().split("\n\n")]
+    kinds = [name.removeprefix("event: ") for name, _ in frames]
+    assert kinds[0] == "ping"
+    assert kinds.count("message_start") == 1
+    assert kinds[-1] == "error"
+    error = json.loads(frames[-1][1].removeprefix("data: "))
+    assert error["error"]["type"] == "timeout_error"
+    assert error["request_id"] == answer.headers["request-id"]
