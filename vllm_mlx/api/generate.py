@@ -84,7 +84,7 @@ async def delivered(
     is_stream: bool,
     whole: Callable[[], Awaitable[msgspec.Struct]],
     frames: Callable[[], AsyncGenerator[bytes, None]],
-    sign: bytes = KEEP_ALIVE,
+    sign: Callable[[], bytes] = lambda: KEEP_ALIVE,
 ) -> Response:
     """Answer with `whole`, or with a stream of `frames`, made of the events, which are closed in the end.
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Iterable
 from vllm_mlx.api.context import Context
 from vllm_mlx.api.errors import guarded
 from vllm_mlx.api.observe import Meter, RequestRecord
-from vllm_mlx.api.wire.anthropic.answers import MessageAnswer, StreamEvent, framed
+from vllm_mlx.api.sse import KEEP_ALIVE
+from vllm_mlx.api.wire.anthropic.answers import MessageAnswer, Ping, StreamEvent, framed
 from vllm_mlx.api.wire.anthropic.encoder import MessageEncoder
 from vllm_mlx.api.wire.anthropic.errors import error_answer
 from vllm_mlx.api.wire.anthropic.usage import Kept, diagnostics_answer
@@ -26,6 +27,7 @@ class MessageRun:
         self._encoder = encoder
         self._record = record
         self._meter = Meter(record, context.metrics)
+        self._is_open = False
 
     async def whole(self) -> MessageAnswer:
         """The finished message. Raises what the service's events raise."""
@@ -37,6 +39,10 @@ class MessageRun:
         """Frames of the stream; a failure becomes an `error` event."""
         return guarded(self._frames(), self._record, last=self._failed)
 
+    def sign(self) -> bytes:
+        """What breaks a silence: a ping, or a comment as long as the first event must be another."""
+        return framed(Ping()) if self._is_open else KEEP_ALIVE
+
     async def _frames(self) -> AsyncGenerator[bytes, None]:
         async for piece in self._pieces():
             if data := b"".join(framed(event) for event in piece):
@@ -44,11 +50,10 @@ class MessageRun:
 
     async def _pieces(self) -> AsyncGenerator[list[StreamEvent], None]:
         """Events that belong together. The first come when it is known how much of the prompt was found."""
-        is_open = False
         while burst := await self.events.burst():
             piece: list[StreamEvent] = []
-            if not is_open:
-                is_open = True
+            if not self._is_open:
+                self._is_open = True
                 piece += self._opening()
             for event in burst:
                 self._meter.note(event)

@@ -22,7 +22,7 @@ def frame(value: Any) -> bytes:
 
 
 class EventResponse(Response):
-    """Sends frames as they come, and `sign` after every `keepalive_s` seconds of silence: a comment, or an event.
+    """Sends frames as they come, and what `sign` gives (a comment, or an event) after `keepalive_s` seconds of silence.
 
     `frames` must turn its own errors into frames. `close` is called at the end, or as soon as the client goes.
     """
@@ -36,7 +36,7 @@ class EventResponse(Response):
         close: Callable[[], Awaitable[None]],
         keepalive_s: float,
         headers: Mapping[str, str] = {},
-        sign: bytes = KEEP_ALIVE,
+        sign: Callable[[], bytes] = lambda: KEEP_ALIVE,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
@@ -76,4 +76,4 @@ class EventResponse(Response):
             await asyncio.sleep(self._sent_at + self._keepalive_s - loop.time())
             if loop.time() - self._sent_at >= self._keepalive_s:
                 self._sent_at = loop.time()
-                await send({"type": "http.response.body", "body": self._sign, "more_body": True})
+                await send({"type": "http.response.body", "body": self._sign(), "more_body": True})

@@ -27,9 +27,7 @@ from vllm_mlx.api.wire.anthropic.answers import (
     ErrorAnswer,
     MessageAnswer,
     OriginalCount,
-    Ping,
     TokenCount,
-    framed,
 )
 from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody, PromptFields
 from vllm_mlx.api.wire.anthropic.encoder import MessageEncoder
@@ -98,7 +96,7 @@ async def _answered(body: MessagesBody, record: RequestRecord, context: Context,
     )
     run = MessageRun(events, encoder, record=record, context=context)
     return await delivered(
-        events, context, is_stream=record.is_stream, whole=run.whole, frames=run.stream, sign=framed(Ping())
+        events, context, is_stream=record.is_stream, whole=run.whole, frames=run.stream, sign=run.sign
     )
 
 
