@@ -19,6 +19,7 @@ from fixtures_says import THINKING, Says
 from fixtures_server import LiveServer, client_of, running
 from fixtures_text import write_tokenizer
 
+from vllm_mlx.chat.service import ChatService
 from vllm_mlx.core.config import Config
 
 pytestmark = pytest.mark.anyio
@@ -144,6 +145,19 @@ async def test_prompt_is_counted_in_the_first_event(client: httpx.AsyncClient, s
     counted = await client.post(f"{PATH}/count_tokens", json={"messages": ASK, "system": system})
     with_thinking = await ask(client, says, "why</think>so", system=system, thinking={"type": "adaptive"})
     assert counted.json() == {"input_tokens": prompt_tokens(with_thinking["usage"])}
+
+
+async def test_same_prompt_is_counted_once(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"messages": ASK, "system": "once"}
+    first = await client.post(f"{PATH}/count_tokens", json=asked)
+
+    async def fail(*_: object) -> int:
+        raise AssertionError("counted again")
+
+    monkeypatch.setattr(ChatService, "count_tokens", fail)
+    again = await client.post(f"{PATH}/count_tokens", json=asked)
+    assert again.json() == first.json()
+    assert first.status_code == again.status_code == 200
 
 
 async def test_stop_sequence_is_named(client: httpx.AsyncClient, says: Says) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -39,11 +41,14 @@ from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.sampling import SamplingParams
 
 Body = TypeVar("Body", bound=PromptFields)
+MAX_COUNTS = 512
+"""Token counts that are remembered, by the whole body."""
 
 
 def router(context: Context) -> APIRouter:
     """The endpoints over one server."""
     routes = APIRouter(tags=["Messages"])
+    counts = _Counts()
 
     @routes.post(
         "/v1/messages",
@@ -65,12 +70,38 @@ def router(context: Context) -> APIRouter:
     )
     async def count_tokens(request: Request) -> Response:
         """Count the tokens of a prompt; nothing is generated."""
-        body = decode(await read_body(request, max_mb=context.config.max_body_mb), CountTokensBody)
-        context.check_model(body.model)
-        answer = await _count(body, context, request_id=f"msg_{record_of(request.scope).key}")
+        data = await read_body(request, max_mb=context.config.max_body_mb)
+        answer = counts.get(data)
+        if answer is None:
+            body = decode(data, CountTokensBody)
+            context.check_model(body.model)
+            answer = await _count(body, context, request_id=f"msg_{record_of(request.scope).key}")
+            counts.add(data, answer)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
+
+
+class _Counts:
+    """The counts that were asked for last: clients ask again and again for the parts of a prompt."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, TokenCount] = OrderedDict()
+
+    def get(self, body: bytes) -> TokenCount | None:
+        key = _digest(body)
+        if key in self._known:
+            self._known.move_to_end(key)
+        return self._known.get(key)
+
+    def add(self, body: bytes, count: TokenCount) -> None:
+        self._known[_digest(body)] = count
+        if len(self._known) > MAX_COUNTS:
+            self._known.popitem(last=False)
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
 
 
 async def _answered(body: MessagesBody, record: RequestRecord, context: Context, *, tenant: bytes) -> Response:
