@@ -65,7 +65,8 @@ def test_help_and_unknown_commands(talk) -> None:
 def test_refused_question_is_reported_and_forgotten(talk, brief_llm: LLM) -> None:
     code, out, err = talk("word " * 20_000, "What is the capital of France?")
     assert code == 1
-    assert err.startswith("vllm-mlx: error: The prompt has ")
+    assert err.startswith("vllm-mlx: error: ")
+    assert "maximum context length" in err
     assert out.strip()
 
 
