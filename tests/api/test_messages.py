@@ -102,7 +102,7 @@ async def test_message_has_anthropics_shape(client: httpx.AsyncClient, says: Say
     message = await ask(client, says, "hello")
     assert message["id"].startswith("msg_")
     assert (message["type"], message["role"], message["model"]) == ("message", "assistant", "org/fake-model")
-    assert message["content"] == [{"type": "text", "text": "hello", "citations": None}]
+    assert message["content"] == [{"type": "text", "text": "hello"}]
     assert (message["stop_reason"], message["stop_sequence"]) == ("end_turn", None)
     assert message["usage"]["output_tokens"] > 1
     assert message["usage"]["service_tier"] == "standard"

@@ -9,10 +9,9 @@ from msgspec import UNSET, UnsetType
 
 
 class TextAnswer(msgspec.Struct, frozen=True, tag="text"):
-    """What the model says."""
+    """What the model says. Without citations there is no such field: clients refuse one that is null."""
 
     text: str
-    citations: None = None
 
 
 class ThinkingAnswer(msgspec.Struct, frozen=True, tag="thinking"):
