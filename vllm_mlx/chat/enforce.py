@@ -66,17 +66,17 @@ class Enforcer:
     ) -> SamplingParams:
         """Sampling that holds calls to their schemas; those that nobody insisted on, if that can be done."""
         sampling = request.sampling
-        if plan.kind != "lazy" or any(tool.is_strict or tool.syntax is not None for tool in tools):
-            grammar = await self._constrainer.with_calls(tools, syntax, plan, vocab_size=vocab_size)
-            return self._with(sampling, grammar)
-        if sampling.grammar is not None:
+        is_owed = plan.kind != "lazy" or any(tool.is_strict or tool.syntax is not None for tool in tools)
+        if not is_owed and sampling.grammar is not None:
             return await self._own(sampling, vocab_size=vocab_size)
         try:
             grammar = await self._constrainer.with_calls(tools, syntax, plan, vocab_size=vocab_size)
         except InvalidRequest as error:
+            if is_owed:
+                raise
             log.debug("calls are not held to their schemas: %s", error.message)
             return sampling
-        return sampling.replace(grammar=grammar, grammar_yields=True)
+        return self._with(sampling, grammar).replace(grammar_yields=not is_owed)
 
     async def completion(self, request: CompletionRequest, *, vocab_size: int) -> SamplingParams:
         """The same for raw text, whose shape holds from the first token on."""

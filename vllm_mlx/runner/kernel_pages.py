@@ -17,7 +17,7 @@ from vllm_mlx.runner.kernels.decode import PagedAttention
 from vllm_mlx.runner.kernels.paging import PageKernels
 from vllm_mlx.runner.kernels.pools import PoolFormat, empty_pools
 from vllm_mlx.runner.kernels.variant import DecodeVariant
-from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower, paged_groups
+from vllm_mlx.runner.layers import PAGE_SIZE, Fetching, LayerShape, narrower, paged_groups
 from vllm_mlx.runner.pages import SinglePageView, write_split_pages
 
 
@@ -168,29 +168,24 @@ class KernelPool:
         )
 
 
-class KernelBatchView:
+class KernelBatchView(Fetching):
     """A paged layer's cache while a batch is decoded on a GPU."""
 
     def __init__(self, pool: KernelPool, place: DecodePlace) -> None:
         self._pool = pool
         self._place = place
-        self._fetched: tuple[mx.array, mx.array] | None = None
         self.offset = place.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, 1, dim]. What is returned only marks the layer: `attend` does the reading."""
         self._pool.write_rows(self._place, keys, values)
-        self._fetched = keys, values
-        return self._fetched
+        self.fetched = keys, values
+        return self.fetched
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> None:
         """None: the kernel hides what the layer's window hides, and models that want more are not served this way."""
         assert not return_array
         assert narrower(self._pool.window, window_size) == self._pool.window
-
-    def owns(self, keys: Any, values: Any) -> bool:
-        """Whether `keys` and `values` are what `update_and_fetch` returned."""
-        return self._fetched is not None and keys is self._fetched[0] and values is self._fetched[1]
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None

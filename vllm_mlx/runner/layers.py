@@ -114,13 +114,23 @@ def pool_shapes(shapes: Sequence[LayerShape]) -> list[LayerShape]:
     return [found[pool] for pool in sorted(found)]
 
 
-class _RecordingCache(KVCache):  # type: ignore[misc]
+class Fetching:
+    """A cache view that answers attention over the keys and values that it gave out last."""
+
+    fetched: tuple[mx.array, mx.array] | None = None
+    """What `update_and_fetch` returned."""
+
+    def owns(self, keys: Any, values: Any) -> bool:
+        """Whether `keys` and `values` are the very arrays that were given out."""
+        return self.fetched is not None and keys is self.fetched[0] and values is self.fetched[1]
+
+
+class _RecordingCache(Fetching, KVCache):  # type: ignore[misc]
     """A single-sequence cache that notes how the bound entry point is called with the keys it returned, if it is."""
 
     def __init__(self, window: int | None = None) -> None:
         super().__init__()
         self.window = window
-        self.fetched: Any = None
         self.attention: AttentionShape | None = None
         self.was_asked_for_mask = False
 
@@ -133,12 +143,9 @@ class _RecordingCache(KVCache):  # type: ignore[misc]
         return mx.ones((num_tokens, self.offset + num_tokens), mx.bool_)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.fetched = super().update_and_fetch(keys, values)
-        result: tuple[mx.array, mx.array] = self.fetched
-        return result
-
-    def owns(self, keys: Any, values: Any) -> bool:
-        return self.fetched is not None and keys is self.fetched[0] and values is self.fetched[1]
+        found: tuple[mx.array, mx.array] = super().update_and_fetch(keys, values)
+        self.fetched = found
+        return found
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None

@@ -17,7 +17,7 @@ import mlx.core as mx
 from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.codec import PagePart, join_pages, split_pages
 from vllm_mlx.runner.geometry import BatchPlace, PoolIndex, Rectangle, SinglePlace, Span
-from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, narrower, paged_groups, pool_shapes
+from vllm_mlx.runner.layers import PAGE_SIZE, Fetching, LayerShape, narrower, paged_groups, pool_shapes
 
 
 class Pool:
@@ -256,7 +256,7 @@ class SinglePageView:
         return self._place.mask(narrower(self._window, window_size), begin=begin, as_array=return_array)
 
 
-class BatchPageView:
+class BatchPageView(Fetching):
     """A paged layer's cache while a batch is decoded. Attention reads the pages itself (`attend`)."""
 
     def __init__(self, pool: Pool, place: BatchPlace, *, group: int, window: int | None) -> None:
@@ -264,23 +264,18 @@ class BatchPageView:
         self._place = place
         self._group = group
         self._window = window
-        self._fetched: tuple[mx.array, mx.array] | None = None
         self.offset = place.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, 1, dim]. What is returned only marks the layer: `attend` does the reading."""
         self._pool.write(self._place.writes(self._group), keys, values)
-        self._fetched = keys, values
-        return self._fetched
+        self.fetched = keys, values
+        return self.fetched
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
         """None where the layer's own window says it all, else a boolean [rows, 1, 1, keys from position 0]."""
         window = narrower(self._window, window_size)
         return self._place.mask(window) if return_array or window != self._window else None
-
-    def owns(self, keys: Any, values: Any) -> bool:
-        """Whether `keys` and `values` are what `update_and_fetch` returned."""
-        return self._fetched is not None and keys is self._fetched[0] and values is self._fetched[1]
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None

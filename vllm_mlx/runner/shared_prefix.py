@@ -16,7 +16,7 @@ import numpy as np
 from vllm_mlx.core.step import PrefillRow
 from vllm_mlx.runner.geometry import PaddedChunks
 from vllm_mlx.runner.kernel_pages import KernelPool
-from vllm_mlx.runner.layers import PAGE_SIZE, narrower
+from vllm_mlx.runner.layers import PAGE_SIZE, Fetching, narrower
 
 CHUNK_MULTIPLE = 16
 MIN_KEYS_MULTIPLE = 256
@@ -70,30 +70,25 @@ class SharedPrefix:
         return self._masks[window, dtype]
 
 
-class SharedPrefixView:
+class SharedPrefixView(Fetching):
     """A paged layer's cache while chunks behind a shared prefix are computed; it does the attention itself."""
 
     def __init__(self, pool: KernelPool, place: SharedPrefix) -> None:
         self._pool = pool
         self._place = place
-        self._fetched: tuple[mx.array, mx.array] | None = None
         self.offset = place.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [rows, heads, tokens, dim]; returns [1, heads, keys, dim]: all that any of the chunks looks at."""
         place, group = self._place, self._pool.group
         self._pool.write_slots(place.chunks.slots[group], keys, values)
-        self._fetched = self._pool.read_rows(place.tables[group])
-        return self._fetched
+        self.fetched = self._pool.read_rows(place.tables[group])
+        return self.fetched
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
         """See SharedPrefix. Models that ask for arrays of another kind are not served through pages on a GPU."""
         assert not return_array
         return self._place.mask(narrower(self._pool.window, window_size), self._pool.dtype)
-
-    def owns(self, keys: Any, values: Any) -> bool:
-        """Whether `keys` and `values` are what `update_and_fetch` returned."""
-        return self._fetched is not None and keys is self._fetched[0] and values is self._fetched[1]
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any, sinks: mx.array | None

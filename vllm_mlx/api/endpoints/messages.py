@@ -71,37 +71,33 @@ def router(context: Context) -> APIRouter:
     async def count_tokens(request: Request) -> Response:
         """Count the tokens of a prompt; nothing is generated."""
         data = await read_body(request, max_mb=context.config.max_body_mb)
-        answer = counts.get(data)
+        key = hashlib.sha256(data).digest()
+        answer = counts.get(key)
         if answer is None:
             body = decode(data, CountTokensBody)
             context.check_model(body.model)
             answer = await _count(body, context, request_id=f"msg_{record_of(request.scope).key}")
-            counts.add(data, answer)
+            counts.add(key, answer)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
 
 
 class _Counts:
-    """The counts that were asked for last: clients ask again and again for the parts of a prompt."""
+    """The counts asked for last, by hash of the body: clients ask for the parts of a prompt again and again."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, TokenCount] = OrderedDict()
 
-    def get(self, body: bytes) -> TokenCount | None:
-        key = _digest(body)
+    def get(self, key: bytes) -> TokenCount | None:
         if key in self._known:
             self._known.move_to_end(key)
         return self._known.get(key)
 
-    def add(self, body: bytes, count: TokenCount) -> None:
-        self._known[_digest(body)] = count
+    def add(self, key: bytes, count: TokenCount) -> None:
+        self._known[key] = count
         if len(self._known) > MAX_COUNTS:
             self._known.popitem(last=False)
-
-
-def _digest(body: bytes) -> bytes:
-    return hashlib.sha256(body).digest()
 
 
 async def _answered(body: MessagesBody, record: RequestRecord, context: Context, *, tenant: bytes) -> Response:
