@@ -38,7 +38,7 @@ def model(target: Any) -> str:
 
 def test_a_message_is_counted_as_count_tokens_says(client: Anthropic, model: str) -> None:
     counted = client.messages.count_tokens(model=model, messages=HI, system="Be brief.")
-    made = client.messages.create(model=model, messages=HI, system="Be brief.", max_tokens=5)
+    made = client.messages.create(model=model, messages=HI, system="Be brief.", max_tokens=5, extra_body=GREEDY)
     usage = made.usage
     created, read = usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0
     assert counted.input_tokens == usage.input_tokens + created + read
