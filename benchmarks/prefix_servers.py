@@ -95,7 +95,7 @@ def ask(served: Served, conversation: list[Any], *, max_tokens: int = MAX_TOKENS
         ) as response:
             if response.status_code != httpx.codes.OK:
                 raise Unusable(f"answered {response.status_code}: {response.read().decode(errors='replace')[:400]}")
-            for event in _events(response):
+            for event in events(response):
                 if "error" in event:
                     raise Unusable(f"failed: {event['error']}")
                 usage = event.get("usage") or usage
@@ -112,7 +112,8 @@ def ask(served: Served, conversation: list[Any], *, max_tokens: int = MAX_TOKENS
     return Answered(first, usage.get("prompt_tokens", 0), details.get("cached_tokens"), text)
 
 
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The data of a stream's events."""
     for line in response.iter_lines():
         if line.startswith("data: ") and line != "data: [DONE]":
             yield json.loads(line.removeprefix("data: "))

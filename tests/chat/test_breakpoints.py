@@ -20,14 +20,11 @@ TURNS = tuple(Message(("user", "assistant")[i % 2], "The quick brown fox. " * (i
 def found(tokenizer: Tokenizer, messages: Sequence[Message], source: str | None = None) -> list[str]:
     """The text of each beginning."""
     template = ChatTemplate(source or tokenizer.chat_template or "", special_tokens=tokenizer.special_tokens)
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
     text = template.render(messages, {})
-    ids = encode(text)
+    segments = tokenizer.segments(text)
+    ids = segments.token_ids
     render = functools.partial(template.render, template_kwargs={}, add_generation_prompt=False)
-    lengths = breakpoints(messages, message_ends(messages, text, ids, render=render, encode=encode))
+    lengths = breakpoints(messages, message_ends(messages, text, segments.position, render=render))
     assert list(lengths) == sorted(set(lengths))
     return [tokenizer.decode(ids[:length], skip_special_tokens=False) for length in lengths]
 

@@ -31,16 +31,15 @@ def marks(messages: Sequence[Message], ends: Callable[[int], int]) -> tuple[tupl
 def message_ends(
     messages: Sequence[Message],
     text: str,
-    token_ids: Sequence[int],
+    position: Callable[[int], int],
     *,
     render: Callable[[Sequence[Message]], str],
-    encode: Callable[[str], Sequence[int]],
 ) -> Callable[[int], int]:
     """A function that says how many tokens of the prompt the first so many messages are; 0 where that is not known.
 
-    `text` and `token_ids` are the whole prompt; `render` must leave out the generation prompt. A beginning that the
-    template writes differently, or that does not end between two tokens, is not known: a wrong length would be useless,
-    a missing one costs little. The shorter side of each cut is encoded again, so long histories cost little.
+    `text` is the whole prompt, and `position` tells how many tokens its first so many characters are (0: unknown);
+    `render` must leave out the generation prompt. A beginning that the template writes differently, or that does not
+    end between two tokens, is not known: a wrong length would be useless, a missing one costs little.
     """
 
     @functools.cache
@@ -51,8 +50,7 @@ def message_ends(
             return 0  # some templates refuse a system message alone
         if not beginning or not text.startswith(beginning):
             return 0
-        position = _position(text, len(beginning), token_ids, encode)
-        return position if position < len(token_ids) else 0
+        return position(len(beginning)) if len(beginning) < len(text) else 0
 
     return end
 
@@ -63,13 +61,3 @@ def _cuts(messages: Sequence[Message]) -> Iterable[int]:
     last = range(max(1, len(messages) - MAX_MESSAGE_ENDS + 1), len(messages) + 1)
     marked = [count for count, message in enumerate(messages, start=1) if message.is_breakpoint]
     return sorted({*last, *marked[-MAX_MARKED:], num_system} - {0})
-
-
-def _position(text: str, length: int, token_ids: Sequence[int], encode: Callable[[str], Sequence[int]]) -> int:
-    """Tokens of the first `length` characters; 0 if they do not end between two tokens."""
-    if length <= len(text) // 2:
-        head = tuple(encode(text[:length]))
-        return len(head) if tuple(token_ids[: len(head)]) == head else 0
-    tail = tuple(encode(text[length:]))
-    position = len(token_ids) - len(tail)
-    return position if tuple(token_ids[position:]) == tail else 0

@@ -19,14 +19,21 @@ from vllm_mlx.chat.lark import literal_writer, up_to
 from vllm_mlx.chat.reasoning import ReasoningFormat
 from vllm_mlx.chat.shapes import ANY_TEXT, Entry, check_size, entry_of, refusal
 from vllm_mlx.chat.tokenizer import Tokenizer
-from vllm_mlx.chat.verdicts import Verdicts
 from vllm_mlx.core.chat import Tool
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.grammar import GrammarError
+from vllm_mlx.core.kept import Kept
 from vllm_mlx.core.shape import OutputShape
 
 _BREAK = r'("\n" | "\n\n")?'
 """What models write between reasoning and answer."""
+MAX_KEPT_CHARS = 16 * 1024 * 1024
+"""Of all grammars together that are kept."""
+MIN_CHARS = 64 * 1024
+"""What each is counted as at least, so that no more than 256 are kept."""
+
+Verdict = str | InvalidRequest
+"""A grammar, or why there is none."""
 
 
 class CallPlan(msgspec.Struct, frozen=True):
@@ -49,7 +56,7 @@ class Constrainer:
         self._fixed = literal_writer(tokenizer)
         self._grammars: TokenGrammars | None = None
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar-check")
-        self._known = Verdicts()
+        self._known: Kept[bytes, Verdict] = Kept(MAX_KEPT_CHARS, weigh=_num_chars)
 
     async def grammar(
         self, shape: OutputShape, *, vocab_size: int, reasoning: ReasoningFormat | None = None, tail: str = ""
@@ -112,7 +119,7 @@ class Constrainer:
     async def _known_or(self, make: Callable[[], str], *key: object) -> str:
         """What `make` returned or refused for this key, or does now, on the thread."""
 
-        def judge() -> str | InvalidRequest:
+        def judge() -> Verdict:
             try:
                 return make()
             except InvalidRequest as error:
@@ -211,3 +218,7 @@ def _shape_key(shape: OutputShape | None) -> object:
 
 def _reasoning_key(reasoning: ReasoningFormat | None, tail: str) -> object:
     return reasoning and (reasoning.name, reasoning.leaves_open(tail))
+
+
+def _num_chars(_: bytes, verdict: Verdict) -> int:
+    return max(MIN_CHARS, len(verdict if isinstance(verdict, str) else verdict.message))

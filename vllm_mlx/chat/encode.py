@@ -84,15 +84,14 @@ class PromptEncoder:
             text = render(messages, add_generation_prompt=wants_beginning)
             tail = _tail(text, render(messages, add_generation_prompt=False)) if wants_beginning and wants_tail else ""
         check_text(text, self._tokenizer, max_model_len=info.max_model_len, param="messages")
-        encode = functools.partial(self._tokenizer.encode, add_special_tokens=False)
-        token_ids = encode(text)
+        segments = self._tokenizer.segments(text)
         without_prompt = functools.partial(render, add_generation_prompt=False)
-        ends = message_ends(messages, text, token_ids, render=without_prompt, encode=encode)
+        ends = message_ends(messages, text, segments.position, render=without_prompt)
         can_be_cut = all(layer.layout is Layout.PAGES for layer in info.cache.layers)
         found = () if can_be_cut else breakpoints(messages, ends)
         salt = prompt_salt(tenant=request.tenant)
         outline, kept = _outline(messages, tools, salt), marks(messages, ends)
-        return Encoded(Prompt(token_ids, salt), outline, text, tail, breakpoints=found, marks=kept)
+        return Encoded(Prompt(segments.token_ids, salt), outline, text, tail, breakpoints=found, marks=kept)
 
     def completion(self, request: CompletionRequest, info: RunnerInfo) -> list[Encoded]:
         """Encode raw texts; token ids are taken as they are. Raises InvalidRequest for texts that are too long."""

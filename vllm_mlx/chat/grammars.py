@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
 import llguidance
@@ -12,6 +10,7 @@ import numpy as np
 
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.grammar import GrammarError, Matcher
+from vllm_mlx.core.kept import Kept
 
 WORD_BITS = 32
 MAX_KEPT = 64
@@ -55,21 +54,14 @@ class TokenGrammars:
             max_grammar_size=MAX_GRAMMAR_SIZE, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
         )
         self._executor = llguidance.LLExecutor()
-        self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
-        self._lock = Lock()
+        self._built: Kept[str, llguidance.LLMatcher] = Kept(MAX_KEPT)
 
     def matcher(self, grammar: str) -> TokenMatcher:
         """A matcher at the beginning of a grammar; see `Grammars`."""
-        with self._lock:
-            kept = self._kept.get(grammar)
-            if kept is not None:
-                self._kept.move_to_end(grammar)
-                return TokenMatcher(kept.deep_copy())
-        built = self._build(grammar)
-        with self._lock:
-            self._kept[grammar] = built
-            if len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
+        built = self._built.get(grammar)
+        if built is None:
+            built = self._build(grammar)
+            self._built.add(grammar, built)
         return TokenMatcher(built.deep_copy())
 
     def masks(self, matchers: Sequence[Matcher]) -> tuple[bytearray, tuple[str | None, ...]]:

@@ -15,6 +15,7 @@ from tokenizers import processors
 from vllm_mlx.chat import model_files
 from vllm_mlx.chat.model_files import TextFacts
 from vllm_mlx.chat.pieces import piece_decoder
+from vllm_mlx.chat.segments import SegmentEncoder, Segments
 from vllm_mlx.core.errors import ModelError
 
 _OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -30,6 +31,7 @@ class Tokenizer:
         self._facts = facts
         self._add_tokens()
         self._set_post_processor()
+        self._segments = SegmentEncoder(backend)
         decoder = piece_decoder(backend)
         self._piece_to_bytes = decoder.to_bytes
         self.strip_start = decoder.strip_start
@@ -67,6 +69,12 @@ class Tokenizer:
         The GIL is released while it runs, so a long text can be encoded on a thread.
         """
         return tuple(self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    def segments(self, text: str) -> Segments:
+        """A text as `encode` gives it without adding tokens, and where parts of it end; what it shares with texts
+        before it is not encoded again.
+        """
+        return Segments(text, self._segments)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Bytes that are not UTF-8 become U+FFFD."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -38,17 +37,18 @@ from vllm_mlx.api.wire.anthropic.transcript import has_files
 from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.core.chat import ChatRequest
 from vllm_mlx.core.errors import InvalidRequest
+from vllm_mlx.core.kept import Kept
 from vllm_mlx.core.sampling import SamplingParams
 
 Body = TypeVar("Body", bound=PromptFields)
 MAX_COUNTS = 512
-"""Token counts that are remembered, by the whole body."""
+"""Token counts that are remembered, by the whole body: clients count the parts of a prompt again and again."""
 
 
 def router(context: Context) -> APIRouter:
     """The endpoints over one server."""
     routes = APIRouter(tags=["Messages"])
-    counts = _Counts()
+    counts: Kept[bytes, TokenCount] = Kept(MAX_COUNTS)
 
     @routes.post(
         "/v1/messages",
@@ -81,23 +81,6 @@ def router(context: Context) -> APIRouter:
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
-
-
-class _Counts:
-    """The counts asked for last, by hash of the body: clients ask for the parts of a prompt again and again."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[bytes, TokenCount] = OrderedDict()
-
-    def get(self, key: bytes) -> TokenCount | None:
-        if key in self._known:
-            self._known.move_to_end(key)
-        return self._known.get(key)
-
-    def add(self, key: bytes, count: TokenCount) -> None:
-        self._known[key] = count
-        if len(self._known) > MAX_COUNTS:
-            self._known.popitem(last=False)
 
 
 async def _answered(body: MessagesBody, record: RequestRecord, context: Context, *, tenant: bytes) -> Response:
