@@ -23,7 +23,7 @@ from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import RunnerInfo
 from vllm_mlx.models.resolve import resolve
 
-WORDS = [
+TEXT = "self.config = load(path) if value is not None: return the result of every test in this folder"
     "self.config",
     "=",
     "load(path)",
@@ -54,7 +54,7 @@ def conversation(tokenizer: Tokenizer, num_tokens: int, *, seed: str) -> tuple[M
     draw = random.Random(seed)
     messages, count = [Message("system", f"You are agent {seed}.", keep_s=300)], 0
     while count < num_tokens:
-        text = "\n".join(" ".join(draw.choices(WORDS, k=10)) for _ in range(WORDS_A_TURN // 10))
+        text = "\n".join(" ".join(draw.choices(TEXT.split(), k=10)) for _ in range(WORDS_A_TURN // 10))
         messages += [Message("assistant", f"I read file {len(messages)}."), Message("user", text)]
         count += len(tokenizer.encode(text, add_special_tokens=False))
     return (*messages[:-1], Message("user", messages[-1].content, keep_s=300))
