@@ -67,10 +67,11 @@ def long_text(num_tokens: int, *, folder: Path, seed: str) -> str:
     """Random words of about `num_tokens` tokens for the model's tokenizer."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     draw = random.Random(seed)
-    words = [f"{draw.randrange(1000)}"]
-    while len(tokenizer.encode(" ".join(words)).ids) < num_tokens:
-        words += draw.choices(WORDS, k=16)
-    return " ".join(words)
+    text, count = f"{draw.randrange(1000)}", 1
+    while count < num_tokens:
+        more = "".join(f" {word}" for word in draw.choices(WORDS, k=16))
+        text, count = text + more, count + len(tokenizer.encode(more, add_special_tokens=False).ids)
+    return text
 
 
 def messages(text: str, question: str) -> list[dict[str, str]]:

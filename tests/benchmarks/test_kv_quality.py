@@ -28,9 +28,7 @@ def script() -> ModuleType:
 def test_fewer_bits_are_further_from_full_precision(script: ModuleType, tmp_path: Path) -> None:
     model, layers = script.load_model(write_tiny_model("llama", tmp_path / "llama"))
     windows = [list(range(3, 150)), list(range(400, 500))]
-    exact, eight, four = (
-        script.compute(model, quantise_pages(layers, form)[0], windows) for form in script.FORMS
-    )
+    exact, eight, four = (script.compute(model, quantise_pages(layers, form)[0], windows) for form in script.FORMS)
     assert [len(tokens) for tokens in exact.top_tokens] == [146, 99]
     assert exact.perplexity > 1
     away = [abs(found.perplexity / exact.perplexity - 1) for found in (eight, four)]

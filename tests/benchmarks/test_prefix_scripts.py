@@ -67,3 +67,17 @@ def test_a_folder_is_written_once_it_stays_as_it_is(tmp_path: Path, monkeypatch:
     (tmp_path / "a").write_bytes(bytes(7))
     assert prefix_tables.wait_written(tmp_path) == 7
     assert prefix_tables.wait_written(tmp_path / "absent") == 0
+
+
+@pytest.mark.usefixtures("scripts")
+def test_turns_are_compared_with_the_same_turns_of_peers() -> None:
+    import agent_turns
+    from prefix_servers import Answered
+
+    def conversation(*seconds: float) -> list[Answered]:
+        return [Answered(second, 100 * turn, 90 * turn) for turn, second in enumerate(seconds, 1)]
+
+    found = {"ours": [conversation(1, 0.1)], "mlx-lm": [conversation(2, 0.2), conversation(2, 0.2)]}
+    lines = agent_turns.table(found, 2).splitlines()
+    assert lines[2] == "| ours | 1000 | 90 of 100 | 100 | 180 of 200 |"
+    assert lines[3] == "| mlx-lm | 2000 (0.50x) | 90 of 100 | 200 (0.50x) | 180 of 200 |"
