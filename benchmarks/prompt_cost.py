@@ -24,24 +24,6 @@ from vllm_mlx.core.step import RunnerInfo
 from vllm_mlx.models.resolve import resolve
 
 TEXT = "self.config = load(path) if value is not None: return the result of every test in this folder"
-    "self.config",
-    "=",
-    "load(path)",
-    "if",
-    "value",
-    "is",
-    "not",
-    "None:",
-    "return",
-    "the",
-    "result",
-    "of",
-    "every",
-    "test",
-    "in",
-    "this",
-    "folder",
-]
 WORDS_A_TURN = 1500
 CACHE = CacheSpec(layers=(LayerSpec(Layout.PAGES),), page_size=32, page_bytes=1)
 INFO = RunnerInfo(
