@@ -75,6 +75,15 @@ class Draft:
     prefills: list[PrefillRow] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    """What is told before the step is carried out."""
+
+    def take_checkpoint(self, kv: KVManager, sequence: Sequence) -> None:
+        """Have the state behind the row just planned copied, if that is due there."""
+        assert sequence.slot is not None
+        number = kv.checkpoint_due(sequence.request_id, sequence.num_computed)
+        if number is not None:
+            self.taken.append(Taken(sequence, sequence.slot, number, sequence.num_computed))
 
     def add(self, sequence: Sequence, num_tokens: int, *, samples: bool) -> None:
         """Count what a row will have done once the step is carried out."""

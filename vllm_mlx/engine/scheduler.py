@@ -17,10 +17,11 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import CacheFreed, CacheMatch, FinishReason, Output, Stats, Submit
 from vllm_mlx.core.prompt import Prompt
-from vllm_mlx.core.step import DecodeRow, PrefillRow, RunnerInfo, Step, StepResult, TokenLogprobs
+from vllm_mlx.core.step import DecodeRow, RunnerInfo, Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.constraints import Constraints
-from vllm_mlx.engine.draft import Draft, Launched, Taken
+from vllm_mlx.engine.draft import Draft, Launched
 from vllm_mlx.engine.pace import PrefillPace
+from vllm_mlx.engine.prefills import Prefills
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
 from vllm_mlx.kv.build import manager_of
 from vllm_mlx.kv.disk import DiskCache
@@ -59,6 +60,7 @@ class Scheduler:
         self._pace = PrefillPace(
             config.prefill_step_size, stall_s=config.decode_stall_ms / 1000, min_tokens=info.min_chunk
         )
+        self._prefills = Prefills(self._kv, self._pace, page_size=self._page_size)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -173,7 +175,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Send a running sequence back to wait; it keeps its tokens, and those on their way to it."""
         self._leave(sequence)
-        sequence.num_computed = 0
+        sequence.num_computed, sequence.num_found = 0, None
         sequence.was_preempted = True
         insort(self._waiting, sequence, key=_order)
         self._num_preemptions += 1
@@ -213,6 +215,7 @@ class Scheduler:
         # A preempted sequence may have a token in flight: nobody is admitted before that has arrived.
         waiting = self._ready() if num_preemptions == self._num_preemptions else []
         self._plan_prefills(draft, waiting)
+        self._outputs += draft.outputs
         if not draft.rows and not self._kv.has_orders and (self._running or not self._released):
             return None
         orders = self._kv.take_orders(max_exports=MAX_EXPORTS if draft.rows else MAX_IDLE_EXPORTS)
@@ -240,7 +243,7 @@ class Scheduler:
             page_ids, others = self._kv.row_tables(sequence.request_id)
             draft.decodes.append(DecodeRow(sequence.slot, sequence.num_computed, page_ids, others))
             draft.add(sequence, 1, samples=True)
-            self._take_checkpoint(sequence, draft)
+            draft.take_checkpoint(self._kv, sequence)
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Reserve the next token's page, if need be by preempting; False if the sequence must sit this step out."""
@@ -257,28 +260,14 @@ class Scheduler:
         return True
 
     def _plan_prefills(self, draft: Draft, waiting: list[Sequence]) -> None:
-        """Chunks of running and waiting sequences, best first, while the budget lasts."""
+        """Chunks of running and waiting sequences."""
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
+        if not prefilling and not waiting:
+            return
         num_prefilling = len(prefilling) + min(len(waiting), len(self._free_slots))
-        budget = self._pace.budget(num_decoding=len(draft.decodes), num_prefilling=num_prefilling)
-        may_admit = True
-        for sequence in heapq.merge(prefilling, tuple(waiting), key=_order):
-            size = self._chunk_size(sequence, budget, is_first=not draft.prefills)
-            if size == 0:
-                return
-            if sequence.slot is None:
-                # Nobody overtakes a sequence that waits for a slot or for pages.
-                may_admit = may_admit and self._admit(sequence, draft)
-            if sequence.slot is not None:
-                size = self._chunk_size(sequence, budget, is_first=not draft.prefills)  # of what is not cached
-                self._prefill(sequence, size, draft)
-                budget = max(0, budget - size)
-
-    def _chunk_size(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
-        """Tokens of the sequence's next chunk: up to its next stop, or up to a page boundary within the budget."""
-        start, end = sequence.num_computed, sequence.max_chunk_end
-        end = min(end, self._kv.next_stop(sequence.request_id, start) or end)
-        return self._pace.chunk(start, end, budget, page_size=self._page_size, is_first=is_first)
+        budget = self._pace.budget(num_decoding=len(draft.rows), num_prefilling=num_prefilling)
+        line = list(heapq.merge(prefilling, waiting, key=_order))
+        self._prefills.plan(draft, line, budget=budget, admit=partial(self._admit, draft=draft))
 
     def _admit(self, sequence: Sequence, draft: Draft) -> bool:
         """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there.
@@ -318,30 +307,6 @@ class Scheduler:
             sequence.queued_s = self._clock() - sequence.arrived_at
         draft.new.append(sequence.start(num_cached=admitted.num_cached, checkpoint=admitted.checkpoint))
         return True
-
-    def _prefill(self, sequence: Sequence, size: int, draft: Draft) -> None:
-        """A chunk of a running sequence, or as much of it as there are pages for."""
-        assert sequence.slot is not None
-        start = sequence.num_computed
-        size = self._kv.cover(sequence.request_id, start + size) - start
-        if size <= 0:
-            return
-        token_ids = tuple(sequence.token_ids[start : start + size])
-        samples = start + size == len(sequence.token_ids)
-        if not samples and start == sequence.num_cached and not sequence.has_output:
-            # The first token of a long prompt is far away; what was found is told at once.
-            self._outputs.append(Output(sequence.request_id, num_cached=start, queued_s=sequence.queued_s))
-        page_ids, others = self._kv.row_tables(sequence.request_id)
-        draft.prefills.append(PrefillRow(sequence.slot, start, token_ids, page_ids, samples, others))
-        draft.add(sequence, size, samples=samples)
-        self._take_checkpoint(sequence, draft)
-
-    def _take_checkpoint(self, sequence: Sequence, draft: Draft) -> None:
-        """Have the state behind the row just planned copied, if that is due there."""
-        assert sequence.slot is not None
-        number = self._kv.checkpoint_due(sequence.request_id, sequence.num_computed)
-        if number is not None:
-            draft.taken.append(Taken(sequence, sequence.slot, number, sequence.num_computed))
 
     # ---- results ----
 

@@ -66,6 +66,8 @@ class Sequence:
     """Tokens sampled by steps that are not committed yet."""
     num_to_prefill: int = 0
     """Known tokens when it took its slot; after them every token is a decode."""
+    num_found: int | None = None
+    """Known tokens that were there when it was looked up, waiting; None if it was not."""
     num_cached: int = 0
     """Prompt tokens that were in pages already when it first took its slot."""
     queued_s: float | None = None
@@ -113,6 +115,11 @@ class Sequence:
         num_known = len(self.token_ids)
         is_scored = self.sampling.prompt_logprobs is not None and self.num_computed < self.num_prompt
         return min(num_known, self.num_computed + MAX_SCORED) if is_scored else num_known
+
+    @property
+    def prefill_end(self) -> int:
+        """Where its prefill ends, or will end once it has a slot."""
+        return len(self.token_ids) if self.slot is None else self.num_to_prefill
 
     @property
     def is_prefilling(self) -> bool:

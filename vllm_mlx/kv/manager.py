@@ -145,7 +145,8 @@ class KVManager:
         `headroom` pages stay free besides. `breakpoints` are lengths of its beginnings that others may share; what
         is pinned stays until `forget`. `keeps` are beginnings that are given up last: tokens, and for how many seconds.
         """
-        table = self._waiting.setdefault(seq_id, Table(salt, breakpoints, is_pinned, keeps))
+        table = self._waiting.setdefault(seq_id, Table(salt))
+        table.breakpoints, table.is_pinned, table.keeps = breakpoints, is_pinned, keeps
         if table.awaited in self._under_way:
             return Admission.PREFIX_UNDER_WAY
         match = self._match(table, token_ids)
@@ -253,15 +254,19 @@ class KVManager:
 
     def lookup(self, token_ids: Sequence[int], *, salt: bytes = b"") -> tuple[int, int]:
         """How many of these tokens `admit` would find in memory now, and how many more on disk; changes nothing."""
-        table = Table(salt)
-        match = self._match(table, token_ids)
-        if not self._shares_prefixes:
-            return 0, 0
-        num_memory = match.count * self._page_size + self._matcher.tail(table, token_ids, match.count)[1]
-        if self._loader is None:
-            return num_memory, 0
-        count, _, _ = self._matcher.on_disk(self._loader.disk, table, token_ids, match)
-        return num_memory, max(0, count * self._page_size - num_memory)
+        return self._found(Table(salt), token_ids)
+
+    def expect(self, seq_id: str, token_ids: Sequence[int], *, salt: bytes = b"") -> int:
+        """How many of its tokens `admit` would find now, in memory or on disk, for a sequence without a table.
+
+        Names of its pages are kept for `admit`, which is to follow, or `release`.
+        """
+        return sum(self._found(self._waiting.setdefault(seq_id, Table(salt)), token_ids))
+
+    def _found(self, table: Table, token_ids: Sequence[int]) -> tuple[int, int]:
+        """How many of these tokens are in memory, and how many more on disk."""
+        disk = self._loader.disk if self._loader else None
+        return self._matcher.found(table, token_ids, disk=disk) if self._shares_prefixes else (0, 0)
 
     def forget(self) -> CacheFreed:
         """Drop all remembered prefixes, pinned ones too."""

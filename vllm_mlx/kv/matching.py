@@ -93,6 +93,15 @@ class Matcher:
             num_equal = min(num_equal, _num_equal(known, found[1]))
         return (tuple(page_ids), num_equal) if num_equal else ((), 0)
 
+    def found(self, table: Table, token_ids: Sequence[int], *, disk: DiskCache | None) -> tuple[int, int]:
+        """How many of these tokens are in memory, and how many more on disk."""
+        match = self.match(table, token_ids)
+        num_memory = match.count * self._page_size + self.tail(table, token_ids, match.count)[1]
+        if disk is None:
+            return num_memory, 0
+        count, _, _ = self.on_disk(disk, table, token_ids, match)
+        return num_memory, max(0, count * self._page_size - num_memory)
+
     def on_disk(
         self, disk: DiskCache, table: Table, token_ids: Sequence[int], match: Match
     ) -> tuple[int, list[bytes], bytes | None]:
