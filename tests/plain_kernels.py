@@ -11,6 +11,7 @@ import numpy as np
 from vllm_mlx.runner.kernel_pages import Kernels
 from vllm_mlx.runner.kernels import reference
 from vllm_mlx.runner.kernels.check import Check
+from vllm_mlx.runner.kernels.heads import HeadsVariant
 from vllm_mlx.runner.kernels.pools import PoolFormat
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 
@@ -78,6 +79,9 @@ class PlainKernels(Kernels):
 
     def check(self, variant: DecodeVariant) -> Check:
         return Check("plain", "made to fail" if self._broken else None)
+
+    def check_heads(self, variant: HeadsVariant, **_) -> Check:
+        return Check("plain", "has no such kernel")
 
     def pages(self, pools: PoolFormat) -> PlainPages:
         return PlainPages(pools)

@@ -13,8 +13,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from vllm_mlx.runner.kernel_pages import Kernels
 from vllm_mlx.runner.kernels.check import Check
+from vllm_mlx.runner.kernels.heads import HeadsVariant
 from vllm_mlx.runner.kernels.pools import PoolFormat
 from vllm_mlx.runner.kernels.variant import DecodeVariant
+from vllm_mlx.runner.layers import PAGE_SIZE
 
 
 class Replay:
@@ -120,6 +122,34 @@ class PureAttention:
         )
 
 
+class PureHeads:
+    def __init__(self, variant: HeadsVariant, contents: Contents) -> None:
+        self._variant = variant
+        self._pages = PurePages(
+            PoolFormat(variant.kv_heads, variant.dim, variant.dim, variant.dtype, PAGE_SIZE), contents
+        )
+
+    def __call__(self, joined, key_pool, value_pool, *, positions, slots, rates, norms, after):
+        variant = self._variant
+        heads = joined.reshape(joined.shape[0], -1, 1, variant.dim)
+        parts = mx.split(heads, [variant.heads, variant.heads + variant.kv_heads], axis=1)
+        turned = [
+            mx.fast.rope(
+                (part if variant.norm_eps is None else mx.fast.rms_norm(part, norms[i], variant.norm_eps))
+                * mx.where(mx.arange(variant.dim) < variant.rotary_dims, variant.factor, 1.0),
+                variant.rotary_dims,
+                traditional=variant.is_traditional,
+                base=None,
+                scale=1.0,
+                offset=positions,
+                freqs=1 / rates,
+            )
+            for i, part in enumerate(parts[:2])
+        ]
+        after = self._pages.write(key_pool, value_pool, turned[1], parts[2], slots=slots, after=after)
+        return turned[0].reshape(joined.shape[0], 1, -1), after
+
+
 class PureKernels(Kernels):
     def __init__(self) -> None:
         super().__init__("pure")
@@ -133,6 +163,12 @@ class PureKernels(Kernels):
 
     def decode(self, variant: DecodeVariant) -> PureAttention:
         return PureAttention(variant, self._contents)
+
+    def check_heads(self, variant: HeadsVariant, **_) -> Check:
+        return Check("pure", None)
+
+    def heads(self, variant: HeadsVariant) -> PureHeads:
+        return PureHeads(variant, self._contents)
 
 
 def pages_of(pool: mx.array, table: mx.array, heads: int, page_size: int) -> mx.array:

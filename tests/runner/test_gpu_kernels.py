@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from runner.heads_cases import HEADS_CASES, HEADS_LIMITS, check_against
 from runner.kernel_cases import DTYPES, decode_cases, describe, plan_for, positions_for
 from runner.metal.attention import LIMITS, Batch, attend, errors, make_batch
 from runner.metal.emulator import as_numpy
@@ -63,3 +65,10 @@ def test_long_rows_of_real_shapes_are_attention(
     plan = plan_items(np.array(LONG_ROWS, np.int32), capacity=capacity, page_size=variant.page_size)
     found = row_errors(variant, batch, plan)
     assert max(found) <= LIMITS[dtype], found
+
+
+@pytest.mark.parametrize(("rope", "dim", "dtype", "norm_eps"), HEADS_CASES)
+def test_heads_are_what_the_modules_make_of_them(rope: nn.Module, dim: int, dtype: str, norm_eps: float | None) -> None:
+    found = check_against(rope, BACKEND, dim=dim, dtype=dtype, norm_eps=norm_eps)
+    assert found.problem is None
+    assert found.error <= HEADS_LIMITS[dtype]

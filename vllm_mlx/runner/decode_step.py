@@ -17,6 +17,7 @@ import mlx.nn as nn
 from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.decode_inputs import Arrays, DecodePlace
 from vllm_mlx.runner.drawing import COMPILED, Drawing, Draws, choose, draws_of
+from vllm_mlx.runner.fused_heads import FusedHeads
 from vllm_mlx.runner.kernel_pages import KernelPages
 from vllm_mlx.runner.layers import ModelLayers
 from vllm_mlx.runner.sampler import PADDING
@@ -42,8 +43,10 @@ class DecodeStep:
         pages: KernelPages,
         *,
         max_rows: int,
+        fused: FusedHeads | None = None,
     ) -> None:
         self._model = model
+        self._fused = fused or FusedHeads({})
         self._layers = layers
         self._pages = pages
         self._inputs = pages.inputs
@@ -127,8 +130,9 @@ class DecodeStep:
         ) -> tuple[mx.array, ...]:
             place = DecodePlace(arrays, tables, self._inputs.windows)
             with self._order.starting_at(token):
-                views = self._layers.fold(self._pages.views(place))
-                logits = self._model(last_tokens[place.slots][:, None], cache=views)[:, -1]
+                views = self._pages.views(place)
+                with self._fused.reading(views):
+                    logits = self._model(last_tokens[place.slots][:, None], cache=self._layers.fold(list(views)))[:, -1]
                 after = self._order.token
             if drawing is None or draws is None:
                 return logits, after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from vllm_mlx.runner.decode_inputs import DecodeInputs, DecodePlace
 from vllm_mlx.runner.geometry import BatchPlace, PoolIndex, SinglePlace, Span
 from vllm_mlx.runner.kernels.check import Check, check_decode, pool_format
 from vllm_mlx.runner.kernels.decode import PagedAttention
+from vllm_mlx.runner.kernels.heads import HeadsKernel, HeadsVariant, PlainHeads, check_heads
 from vllm_mlx.runner.kernels.paging import PageKernels
 from vllm_mlx.runner.kernels.pools import PoolFormat, empty_pools
 from vllm_mlx.runner.kernels.variant import DecodeVariant
@@ -28,6 +29,7 @@ class Kernels:
         self._backend = backend
         self._pages: dict[PoolFormat, PageKernels] = {}
         self._decode: dict[DecodeVariant, PagedAttention] = {}
+        self._heads: dict[HeadsVariant, HeadsKernel] = {}
 
     def check(self, variant: DecodeVariant) -> Check:
         """Compile and try the kernels of a variant."""
@@ -38,6 +40,18 @@ class Kernels:
         if pools not in self._pages:
             self._pages[pools] = PageKernels(pools, self._backend)
         return self._pages[pools]
+
+    def check_heads(
+        self, variant: HeadsVariant, *, rates: mx.array, norms: tuple[mx.array, ...], plain: PlainHeads
+    ) -> Check:
+        """Compile and try the kernel that makes queries, keys and values of a product."""
+        return check_heads(variant, self._backend, rates=rates, norms=norms, plain=plain)
+
+    def heads(self, variant: HeadsVariant) -> HeadsKernel:
+        """That kernel."""
+        if variant not in self._heads:
+            self._heads[variant] = HeadsKernel(variant, self._backend)
+        return self._heads[variant]
 
     def decode(self, variant: DecodeVariant) -> PagedAttention:
         """Attention of this variant."""
@@ -174,11 +188,28 @@ class KernelBatchView(Fetching):
     def __init__(self, pool: KernelPool, place: DecodePlace) -> None:
         self._pool = pool
         self._place = place
+        self._is_written = False
         self.offset = place.offset
 
+    def enter(self, kernel: Callable[..., tuple[mx.array, mx.array]]) -> mx.array:
+        """Have a `HeadsKernel`, given its product, write keys and values; returns what it makes of the queries."""
+        pool, place = self._pool, self._place
+        queries, pool.order.token = kernel(
+            pool.keys,
+            pool.values,
+            positions=place.offset,
+            slots=place.writes[pool.group],
+            after=pool.order.token,
+        )
+        self._is_written = True
+        return queries
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write [rows, heads, 1, dim]. What is returned only marks the layer: `attend` does the reading."""
-        self._pool.write_rows(self._place, keys, values)
+        """Write [rows, heads, 1, dim], unless a kernel has. What is returned only marks the layer: `attend` does the
+        reading.
+        """
+        if not self._is_written:
+            self._pool.write_rows(self._place, keys, values)
         self.fetched = keys, values
         return self.fetched
 

@@ -125,7 +125,7 @@ class Fetching:
         return self.fetched is not None and keys is self.fetched[0] and values is self.fetched[1]
 
 
-class _RecordingCache(Fetching, KVCache):  # type: ignore[misc]
+class RecordingCache(Fetching, KVCache):  # type: ignore[misc]
     """A single-sequence cache that notes how the bound entry point is called with the keys it returned, if it is."""
 
     def __init__(self, window: int | None = None) -> None:
@@ -155,7 +155,7 @@ class _RecordingCache(Fetching, KVCache):  # type: ignore[misc]
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
 
 
-class _HidingCache(_RecordingCache):
+class _HidingCache(RecordingCache):
     """Computes attention itself and returns NaN for keys and values: whoever else reads them spoils the logits."""
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -176,7 +176,7 @@ def inspect_layers(model: nn.Module, *, batched: bool) -> ModelLayers:
     groups = tuple(len(cache.caches) if isinstance(cache, CacheList) else 0 for cache in prototypes)
     layers = ModelLayers((), groups, 0)
     flat = flat_caches(model)
-    probes = [_RecordingCache(_window(part)) if _holds_tokens(part) else part for part in flat]
+    probes = [RecordingCache(_window(part)) if _holds_tokens(part) else part for part in flat]
     logits = model(mx.array([[0]]), cache=layers.fold(probes))
     mx.eval(logits)
     shapes = tuple(_shape(part, probe) for part, probe in zip(flat, probes, strict=True))
@@ -238,7 +238,7 @@ def narrower(one: int | None, other: int | None) -> int | None:
 
 
 def _shape(cache: Any, probe: Any) -> LayerShape:
-    if isinstance(probe, _RecordingCache):
+    if isinstance(probe, RecordingCache):
         window = _window(cache)
         if probe.keys is None:
             return LayerShape(LayerSpec(Layout.ROWS, window))

@@ -66,7 +66,7 @@ def load_layers(path: Path, config: Config, *, progress: ProgressCallback) -> Mo
     Raises:
         ModelError: the model cannot be loaded or does not run.
     """
-    return _load(path, config, progress).layers
+    return _load(path, config, progress, has_kernels=False).layers
 
 
 class _Loaded(NamedTuple):
@@ -80,8 +80,8 @@ class _Loaded(NamedTuple):
     notes: list[str]
 
 
-def _load(path: Path, config: Config, progress: ProgressCallback) -> _Loaded:
-    """Start MLX and load the model, with its attention bound."""
+def _load(path: Path, config: Config, progress: ProgressCallback, *, has_kernels: bool) -> _Loaded:
+    """Start MLX and load the model, with its attention bound; in the form for kernels if there are some."""
     progress("starting MLX")
     blas.preload_here()
     with untouched_file_limit():
@@ -95,7 +95,7 @@ def _load(path: Path, config: Config, progress: ProgressCallback) -> _Loaded:
     if family.unsupported:
         raise ModelError(f"{config.model}: {family.name} models cannot be served: {family.unsupported}")
     progress("loading weights")
-    model, notes = _load_model(path, config, found)
+    model, notes = _load_model(path, config, found, has_kernels=has_kernels or found.is_gpu)
     attention.bind()
     progress("inspecting the model")
     try:
@@ -106,7 +106,8 @@ def _load(path: Path, config: Config, progress: ProgressCallback) -> _Loaded:
 
 
 def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress: ProgressCallback) -> Runner:
-    model, model_layers, found, family, settings, notes = _load(path, config, progress)
+    loaded = _load(path, config, progress, has_kernels=kernels is not None)
+    model, model_layers, found, family, settings, notes = loaded
     from vllm_mlx.runner import head
     from vllm_mlx.runner.fingerprint import fingerprint
     from vllm_mlx.runner.kernel_choice import choose_layouts, quantise_pages
@@ -145,6 +146,7 @@ def _build_runner(
 ) -> MlxRunner:
     from vllm_mlx.runner.compiled import CompiledSteps
     from vllm_mlx.runner.decode_step import DecodeStep
+    from vllm_mlx.runner.fused_heads import fuse_heads
     from vllm_mlx.runner.kernel_pages import KernelPages
     from vllm_mlx.runner.pages import GrowingPages
     from vllm_mlx.runner.prefill_step import PrefillStep
@@ -164,7 +166,8 @@ def _build_runner(
         raise ModelError(f"the KV cache of {size} MiB cannot be allocated (--cache-memory-mb): {error}") from error
     if config.enforce_eager or len(shapes) < len(layers.shapes):
         return build(pages=pages)
-    compiled = CompiledSteps(DecodeStep(model, layers, pages, max_rows=config.max_num_seqs))
+    fused = fuse_heads(model, layers, kernels)
+    compiled = CompiledSteps(DecodeStep(model, layers, pages, max_rows=config.max_num_seqs, fused=fused))
     if not any(pool.rounds for pool in pages.pools):
         compiled.prefill = PrefillStep(model, layers, pages, wanted=wanted)
     return build(pages=pages, compiled=compiled)
@@ -193,7 +196,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, list[str]]:
+def _load_model(path: Path, config: Config, found: Device, *, has_kernels: bool) -> tuple[nn.Module, list[str]]:
     """The model with its weights in memory, in the type to compute in, and notes for the banner."""
     import mlx_lm.utils as library
 
@@ -203,7 +206,7 @@ def _load_model(path: Path, config: Config, found: Device) -> tuple[nn.Module, l
     try:
         model, settings = library.load_model(path, lazy=True, trust_remote_code=config.trust_remote_code)
         dtype = _compute_dtype(settings, config, found)
-        if found.is_gpu:
+        if has_kernels:
             projections.merge_projections(model)
         notes = weights.prepare(model, config.weights_dtype, found=found, dtype=dtype, memory_bytes=memory_bytes)
         if found.is_gpu:

@@ -8,7 +8,7 @@ same input is found out by running the model on a few tokens.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,8 @@ class _Shared:
         self.bounds = bounds
         self.kernel: SplitKernel | None = None
         """Takes products of several rows apart."""
+        self.instead: Callable[[mx.array], list[mx.array] | None] | None = None
+        """Asked first for the parts of a product."""
         self._input: mx.array | None = None
         self._parts: dict[int, mx.array] = {}
 
@@ -73,6 +75,9 @@ class _Shared:
         return taken
 
     def _split(self, product: mx.array) -> list[mx.array]:
+        parts = self.instead(product) if self.instead is not None else None
+        if parts is not None:
+            return parts
         kernel = self.kernel
         if kernel is not None and product.ndim == 3 and product.shape[0] > 1 and product.dtype == kernel.dtype:
             return kernel(product)
