@@ -59,6 +59,7 @@ def gpu(
     monkeypatch.setattr(mx.fast, "metal_kernel", stand_in)
     monkeypatch.setattr(doctor, "examine_device", lambda: GPU)
     monkeypatch.setattr(doctor, "common_variants", lambda: (variant(), variant(window=100, has_sinks=True)))
+    monkeypatch.setattr(doctor, "COMMON_HEADS", ((32, 4, 2, None),))
     quick = functools.partial(doctor.examine_kernels, effort=QUICK, call_bytes=1)
     monkeypatch.setattr(doctor, "examine_kernels", quick)
     return stand_in
@@ -130,8 +131,9 @@ def test_failed_kernel_is_named_and_ends_with_code_1(
     monkeypatch.setattr(source, "COMBINE_BODY", source.COMBINE_BODY.replace("#if HAS_SINKS", "#if 0"))
     assert main(["doctor", "--format", "json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    right, wrong = report["kernels"]
+    right, wrong, heads = report["kernels"]
     assert (right["live"], right["problem"], wrong["live"], wrong["bytes_per_s"]) == (True, None, False, None)
+    assert (heads["name"], heads["live"]) == ("heads 32, 4/2 heads, bfloat16", True)
     assert right["share_of_copy"] == pytest.approx(right["bytes_per_s"] / 1e9)
     assert wrong["error"] > 1e-3
     assert report["exit_code"] == 1

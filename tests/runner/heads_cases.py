@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.rope_utils import Llama3RoPE, YarnRoPE
 
-from vllm_mlx.runner.fused_heads import rotation_of
+from vllm_mlx.runner.head_modules import HeadModules
 from vllm_mlx.runner.kernels.check import Check
-from vllm_mlx.runner.kernels.heads import HeadsVariant, check_heads
+from vllm_mlx.runner.kernels.heads import check_heads
 
 LLAMA3 = {
     "factor": 8.0,
@@ -36,26 +34,12 @@ HEADS_CASES = [
 
 
 def check_against(
-    rope: nn.Module, backend: str, *, dim: int, dtype: str, norm_eps: float | None = None, **changes: Any
+    rope: nn.Module, backend: str, *, dim: int, dtype: str, norm_eps: float | None = None, heads: int = 4
 ) -> Check:
     """The self-check against the modules of the library."""
-    rotation = rotation_of(rope)
-    assert rotation is not None
-    fields = {"heads": 4, "kv_heads": 2, "dim": dim, "dtype": dtype, "norm_eps": norm_eps} | changes
-    turning = {
-        "rotary_dims": rotation.dims,
-        "is_traditional": rotation.is_traditional,
-        "factor": mx.array(rotation.factor, getattr(mx, dtype)).item(),
-    }
-    variant = HeadsVariant(**turning, **fields)
-    weights = [mx.random.uniform(0.5, 2, (dim,), key=mx.random.key(i)).astype(getattr(mx, dtype)) for i in range(2)]
-    norms = () if norm_eps is None else tuple(weights)
-
-    def plain(joined: mx.array, positions: mx.array) -> tuple[mx.array, ...]:
-        every = joined.reshape(joined.shape[0], -1, 1, dim)
-        parts = mx.split(every, [variant.heads, variant.heads + variant.kv_heads], axis=1)
-        for i, weight in enumerate(norms):
-            parts[i] = mx.fast.rms_norm(parts[i], weight, norm_eps)
-        return rope(parts[0], offset=positions), rope(parts[1], offset=positions), parts[2]
-
-    return check_heads(variant, backend, rates=rotation.rates, norms=norms, plain=plain)
+    norms = [nn.RMSNorm(dim, norm_eps) for _ in range(2)] if norm_eps is not None else []
+    for i, norm in enumerate(norms):
+        norm.weight = mx.random.uniform(0.5, 2, (dim,), key=mx.random.key(i)).astype(getattr(mx, dtype))
+    modules = HeadModules(rope, norms)
+    variant = modules.variant(heads=heads, kv_heads=2, dim=dim, dtype=getattr(mx, dtype))
+    return check_heads(variant, backend, rates=modules.rates, norms=modules.norms, plain=modules.plain(variant))

@@ -14,7 +14,8 @@ from pure_kernels import PureKernels
 
 from vllm_mlx.core.step import DecodeRow, Runner
 from vllm_mlx.runner import attention, projections
-from vllm_mlx.runner.fused_heads import Passing, fuse_heads, rotation_of
+from vllm_mlx.runner.fused_heads import Passing, fuse_heads
+from vllm_mlx.runner.head_modules import norm_weight, rotation_of
 from vllm_mlx.runner.kernel_pages import KernelPages
 from vllm_mlx.runner.kernels.check import Check
 from vllm_mlx.runner.layers import ModelLayers, inspect_layers
@@ -96,6 +97,14 @@ def test_only_the_librarys_own_ropes_are_known() -> None:
     assert rotation_of(nn.RoPE(8)) is not None
     assert rotation_of(DoublingRope(8)) is None
     assert rotation_of(nn.Linear(8, 8)) is None
+
+
+def test_only_root_mean_square_norms_are_known() -> None:
+    norm = nn.RMSNorm(8)
+    norm.weight = mx.arange(8).astype(mx.float32)
+    assert mx.array_equal(norm_weight(norm), norm.weight)
+    assert norm_weight(nn.LayerNorm(8)) is None
+    assert norm_weight(nn.RoPE(8)) is None
 
 
 class Unsound(PureKernels):

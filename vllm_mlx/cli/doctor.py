@@ -93,7 +93,10 @@ def examine(config: Config, *, has_model: bool, progress: ProgressCallback) -> R
         return Report(host, mlx_problem=f"MLX does not work here: {' '.join(str(error).split())}")
     model = with_mlx.examine_model(path, config, progress=progress) if path is not None else None
     variants = with_mlx.common_variants() if model is None else model.variants
-    return Report(host, device, None, model, with_mlx.examine_kernels(variants, device, progress=progress))
+    kernels = with_mlx.examine_kernels(variants, device, progress=progress)
+    if model is None:
+        kernels += with_mlx.examine_heads(device)
+    return Report(host, device, None, model, kernels)
 
 
 def as_json(report: Report) -> dict[str, object]:

@@ -46,7 +46,7 @@ class DecodeStep:
         fused: FusedHeads | None = None,
     ) -> None:
         self._model = model
-        self._fused = fused or FusedHeads({})
+        self._fused = fused or FusedHeads()
         self._layers = layers
         self._pages = pages
         self._inputs = pages.inputs

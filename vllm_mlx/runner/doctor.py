@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import msgspec
 
 from vllm_mlx.core.cachespec import Layout
@@ -16,9 +17,11 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import one_line
 from vllm_mlx.core.step import ProgressCallback
 from vllm_mlx.runner import blas, device
+from vllm_mlx.runner.head_modules import HeadModules
 from vllm_mlx.runner.kernel_choice import needed_variants
 from vllm_mlx.runner.kernels.bandwidth import Effort, Speed, copy_bandwidth, decode_bandwidth
 from vllm_mlx.runner.kernels.check import Check, check_decode
+from vllm_mlx.runner.kernels.heads import check_heads
 from vllm_mlx.runner.kernels.variant import ELEMENT_BYTES, DecodeVariant
 from vllm_mlx.runner.layers import PAGE_SIZE
 from vllm_mlx.runner.load import load_layers
@@ -38,6 +41,8 @@ COMMON_SHAPES = (
     (256, 256, 16, 4, "bfloat16", None, False),
 )
 """Of layers in much used models."""
+COMMON_HEADS = ((64, 32, 8, None), (128, 24, 8, None), (128, 16, 8, 1e-6), (256, 8, 4, 1e-6))
+"""Elements of a head, query heads, KV heads, and epsilon of their norm, in much used models."""
 CALL_BYTES = 1 << 27
 """Keys and values that one call reads, about: 16 rows of 2,048 tokens at 8 heads of 128 in 16 bits."""
 ROW_TOKENS = 2048
@@ -173,6 +178,23 @@ def examine_kernels(
         check = check_decode(variant, found.backend)
         reports.append(_report(check, variant, measure, copy_bytes_per_s=found.copy_bytes_per_s))
         mx.clear_cache()
+    return tuple(reports)
+
+
+def examine_heads(found: DeviceReport) -> tuple[KernelReport, ...]:
+    """Check the kernels that make heads of a layer's product, for much used models; none on a CPU."""
+    if not found.is_gpu:
+        return ()
+    reports = []
+    for dim, heads, kv_heads, eps in COMMON_HEADS:
+        norms = [nn.RMSNorm(dim, eps) for _ in range(2)] if eps is not None else []
+        for norm in norms:
+            norm.weight = norm.weight.astype(mx.bfloat16)
+        modules = HeadModules(nn.RoPE(dim), norms)
+        variant = modules.variant(heads=heads, kv_heads=kv_heads, dim=dim, dtype=mx.bfloat16)
+        plain = modules.plain(variant)
+        check = check_heads(variant, found.backend, rates=modules.rates, norms=modules.norms, plain=plain)
+        reports.append(KernelReport(check.name, check.problem is None, check.problem, check.error))
     return tuple(reports)
 
 

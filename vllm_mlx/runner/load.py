@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vllm_mlx.core.family import Family
     from vllm_mlx.runner.device import Device
+    from vllm_mlx.runner.fused_heads import FusedHeads
     from vllm_mlx.runner.head import WantedPositions
     from vllm_mlx.runner.kernel_pages import Kernels
     from vllm_mlx.runner.layers import ModelLayers
@@ -110,6 +111,7 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
     model, model_layers, found, family, settings, notes = loaded
     from vllm_mlx.runner import head
     from vllm_mlx.runner.fingerprint import fingerprint
+    from vllm_mlx.runner.fused_heads import FusedHeads, fuse_heads
     from vllm_mlx.runner.kernel_choice import choose_layouts, quantise_pages
     from vllm_mlx.runner.kernel_pages import Kernels
 
@@ -127,8 +129,12 @@ def _create_runner(path: Path, config: Config, kernels: Kernels | None, progress
         known_by = fingerprint(path, model, model_layers)
     except (OSError, ValueError) as error:
         raise ModelError(f"{config.model}: the model's files cannot be read: {one_line(error)}") from error
+    fused = FusedHeads()
+    if kernels is not None and not config.enforce_eager:
+        fused = fuse_heads(model, model_layers, kernels)
+    statuses += tuple(KernelStatus(check.name, check.problem, check.error) for check in fused.checks)
     info = msgspec.structs.replace(info, kernels=statuses, fingerprint=known_by)
-    runner = _build_runner(model, model_layers, info, family, config, kernels, wanted)
+    runner = _build_runner(model, model_layers, info, family, config, kernels, wanted, fused)
     runner.warm(progress)
     gc.collect()
     gc.freeze()  # the libraries' objects live for ever; walking them again and again would stall steps
@@ -143,10 +149,10 @@ def _build_runner(
     config: Config,
     kernels: Kernels | None,
     wanted: WantedPositions,
+    fused: FusedHeads,
 ) -> MlxRunner:
     from vllm_mlx.runner.compiled import CompiledSteps
     from vllm_mlx.runner.decode_step import DecodeStep
-    from vllm_mlx.runner.fused_heads import fuse_heads
     from vllm_mlx.runner.kernel_pages import KernelPages
     from vllm_mlx.runner.pages import GrowingPages
     from vllm_mlx.runner.prefill_step import PrefillStep
@@ -166,7 +172,6 @@ def _build_runner(
         raise ModelError(f"the KV cache of {size} MiB cannot be allocated (--cache-memory-mb): {error}") from error
     if config.enforce_eager or len(shapes) < len(layers.shapes):
         return build(pages=pages)
-    fused = fuse_heads(model, layers, kernels)
     compiled = CompiledSteps(DecodeStep(model, layers, pages, max_rows=config.max_num_seqs, fused=fused))
     if not any(pool.rounds for pool in pages.pools):
         compiled.prefill = PrefillStep(model, layers, pages, wanted=wanted)

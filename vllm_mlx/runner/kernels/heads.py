@@ -23,7 +23,7 @@ NORM_INPUTS = ("query_norm", "key_norm")
 OUTPUTS = ("queries", "done")
 TRIED = (0, 3, 700)
 """Positions."""
-PlainHeads = Callable[[mx.array, mx.array], tuple[mx.array, ...]]
+PlainHeads = Callable[[mx.array, mx.array | int], tuple[mx.array, ...]]
 """(product, positions) to queries, keys and values [rows, heads, 1, dim]: what a kernel is compared with."""
 
 # joined [rows, 1, ALL_HEADS x DIM]: heads of queries, then of keys, then of values; a warp computes one of them. rates
