@@ -56,6 +56,21 @@ def test_a_complete_text_allows_the_end_alone(grammars: TokenGrammars, tokenizer
     assert allowed(grammars, matcher) == [{EOS_ID}]
 
 
+def test_a_text_without_a_choice_is_foretold_as_the_tokenizer_writes_it(
+    grammars: TokenGrammars, tokenizer: Tokenizer
+) -> None:
+    text = "the fox and the river"
+    matcher = grammars.matcher(llguidance.LLMatcher.grammar_from_regex(f"[ab]{text}[xy]"))
+    assert list(matcher.forced()) == []
+    matcher.advance(tokenizer.encode("a", add_special_tokens=False))
+    forced = list(matcher.forced())
+    assert len(forced) > 1
+    assert text.startswith(tokenizer.decode(forced))
+    assert list(tokenizer.encode(text, add_special_tokens=False))[: len(forced)] == forced
+    matcher.advance(forced[:1])
+    assert list(matcher.forced()) == forced[1:]
+
+
 def test_a_matcher_leaves_others_of_its_grammar_alone(grammars: TokenGrammars, tokenizer: Tokenizer) -> None:
     first = grammars.matcher(OBJECT)
     before = allowed(grammars, grammars.matcher(OBJECT))

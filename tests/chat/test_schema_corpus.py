@@ -59,10 +59,13 @@ class Walk:
     def __init__(self, case: Case, matcher: TokenMatcher, seed: str) -> None:
         self.case, self.matcher = case, matcher
         self.token_ids: list[int] = []
+        self.num_foretold = 0
+        self._forced: list[int] = []
         self._random = random.Random(seed)
 
     def go_on(self, allowed: list[int], closing: list[int]) -> bool:
         """Take one token; False if it ended the text."""
+        self._look_ahead(allowed)
         closes = len(self.token_ids) >= NUM_FREE and self._random.random() < 0.9
         liked = [token for token in closing if token in allowed] if closes else []
         token = liked[0] if liked else self._random.choice(allowed)
@@ -71,6 +74,16 @@ class Walk:
         self.matcher.advance([token])
         self.token_ids.append(token)
         return True
+
+    def _look_ahead(self, allowed: list[int]) -> None:
+        """What was forced is what masks leave, token by token."""
+        if self._forced:
+            assert allowed == self._forced[:1]
+            self.num_foretold += 1
+        forced = self.matcher.forced() if len(allowed) == 1 else []
+        assert forced[:1] == [token for token in allowed if forced]
+        assert forced[1 : len(self._forced)] == self._forced[1:]
+        self._forced = forced[1:]
 
 
 @pytest.mark.anyio
@@ -92,5 +105,6 @@ async def test_random_walks_give_valid_answers(tokenizer: Tokenizer) -> None:
         if not going:
             break
     assert {walk.case.name for walk in going} <= NEED_LUCK
+    assert sum(walk.num_foretold for walk in walks) > len(walks)
     for walk in ended:
         check(walk.case, tokenizer.decode(walk.token_ids))

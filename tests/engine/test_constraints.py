@@ -20,7 +20,7 @@ from vllm_mlx.testing.fake import fake_factory
 
 pytestmark = pytest.mark.anyio
 VOCAB_SIZE = 100
-END = 1
+END, STUCK = 1, 98
 
 
 @pytest.fixture(params=[False, True], ids=["launches-first", "collects-first"], autouse=True)
@@ -44,6 +44,9 @@ class Counter:
     def allowed(self) -> list[int]:
         return [self.next] if self.left > 0 else [END]
 
+    def forced(self) -> list[int]:
+        return [*range(self.next, min(STUCK, self.next + self.left)), *([] if self.next + self.left > STUCK else [END])]
+
 
 class Counters:
     """Grammars 'begin length'."""
@@ -61,7 +64,7 @@ class Counters:
             assert isinstance(matcher, Counter)
             bits = sum(1 << token for token in matcher.allowed())
             rows += bits.to_bytes(16, "little")
-            problems.append("stuck" if matcher.next == 98 else None)
+            problems.append("stuck" if matcher.next == STUCK else None)
         return rows, tuple(problems)
 
 

@@ -1,11 +1,16 @@
-"""Whatever arrives and leaves, every sequence gets the tokens that it would get alone, and nothing is lost."""
+"""Whatever arrives and leaves, every sequence gets the tokens that it would get alone, and nothing is lost.
+
+Alone it gets one token at a time; in the worlds below those without a choice may be appended.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from forcing import Scripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,10 +18,11 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import FinishReason, Output, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.engine.constraints import Constraints
 from vllm_mlx.engine.scheduler import Scheduler
 from vllm_mlx.testing.fake import FakeRunner
 
-VOCAB_SIZE = 11
+VOCAB_SIZE, END = 11, 10
 MAX_MODEL_LEN = 48
 
 
@@ -30,6 +36,7 @@ class World:
     max_num_seqs: int = 8
     prefill_step_size: int = 64
     step_costs_s: tuple[float, ...] = (0.0,)
+    chunked_decode: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,23 @@ class Loop:
             windows=w.windows,
             vocab_size=VOCAB_SIZE,
             max_model_len=MAX_MODEL_LEN,
+            chunked_decode=w.chunked_decode,
         )
+        self.constraints = Constraints(lambda size: Scripts(size, end=END), vocab_size=VOCAB_SIZE)
         config = Config(max_num_seqs=w.max_num_seqs, prefill_step_size=w.prefill_step_size)
-        self.scheduler = Scheduler(self.runner.info, config, clock=lambda: 0.0)
+        self.scheduler = Scheduler(self.runner.info, config, constraints=self.constraints, clock=lambda: 0.0)
         self.in_flight: Any = None
         self.rounds = 0
 
+    def submit(self, submit: Submit) -> None:
+        """The grammar is there at once, so that nothing depends on threads."""
+        self.scheduler.submit(submit)
+        while not all(sequence.is_prepared for sequence in self.scheduler._waiting):
+            time.sleep(0)
+
     def round(self) -> None:
+        if self.constraints.has_prepared:
+            self.runner.sample(self.in_flight, self.constraints.masks)
         step = self.scheduler.plan()
         self.scheduler.check()
         assert step or self.in_flight or not self.scheduler.has_work, "work, but no step"
@@ -73,6 +90,9 @@ class Loop:
             self.scheduler.commit(msgspec.structs.replace(result, elapsed_s=costs[self.rounds % len(costs)]))
             self.scheduler.check()
         self.in_flight = launched
+        uncommitted = self.scheduler.uncommitted
+        if uncommitted is not None and uncommitted.constrained:
+            self.constraints.prepare(uncommitted.step.constrained, uncommitted.constrained)
         for output in self.scheduler.take_outputs():
             self.outputs.setdefault(output.request_id, []).append(output)
         self.rounds += 1
@@ -82,11 +102,16 @@ class Loop:
         while self.scheduler.has_work or self.in_flight or self.rounds <= last:
             for arrival in arrivals:
                 if arrival.at == self.rounds:
-                    self.scheduler.submit(arrival.submit)
+                    self.submit(arrival.submit)
                 if arrival.abort_after is not None and arrival.at + arrival.abort_after == self.rounds:
                     self.scheduler.abort(arrival.submit.request_id)
             self.round()
             assert self.rounds < 20_000, "somebody starves"
+        self.close()
+
+    def close(self) -> None:
+        """End the threads, if there are any."""
+        self.constraints.__exit__()
 
     def tokens(self, name: str) -> tuple[int, ...]:
         return tuple(token for output in self.outputs.get(name, []) for token in output.token_ids)
@@ -112,7 +137,13 @@ worlds = st.builds(
     max_num_seqs=st.integers(1, 5),
     prefill_step_size=st.integers(1, 40),
     step_costs_s=st.lists(st.floats(0, 3), min_size=1, max_size=3).map(tuple),
+    chunked_decode=st.booleans(),
 )
+
+scripts = st.lists(st.one_of(st.none(), st.integers(0, END), st.integers(0, END)), max_size=30).map(
+    lambda tokens: " ".join("?" if token is None else str(token) for token in tokens)
+)
+"""Outputs of which about two thirds are forced."""
 
 sampling = st.builds(
     SamplingParams,
@@ -122,6 +153,7 @@ sampling = st.builds(
     min_tokens=st.integers(0, 4),
     stop_token_ids=st.sampled_from([(), (), (3,), (3, 5)]),
     logprobs=st.sampled_from([None, None, 2]),
+    grammar=st.one_of(st.none(), scripts),
 )
 
 
@@ -164,14 +196,15 @@ def test_resubmitted_sequences_go_on_as_if_nothing_had_happened(
 ) -> None:
     first = Loop(world)
     for arrival in arrivals:
-        first.scheduler.submit(arrival.submit)
+        first.submit(arrival.submit)
     for _ in range(died_in):
         first.round()
+    first.close()
     second = Loop(world)
     for arrival in arrivals:
         name = arrival.submit.request_id
         if not any(output.finish for output in first.outputs.get(name, [])):
-            second.scheduler.submit(msgspec.structs.replace(arrival.submit, resume_token_ids=first.tokens(name)))
+            second.submit(msgspec.structs.replace(arrival.submit, resume_token_ids=first.tokens(name)))
     second.run([])
     for arrival in arrivals:
         name = arrival.submit.request_id

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
+import msgspec
 import pytest
 from driven import assert_same, prompts, run, submit
+from forcing import Loop
 from pure_kernels import PureKernels, Replay
 
 from vllm_mlx.core.config import Config
@@ -52,6 +54,26 @@ def test_replayed_steps_give_the_tokens_of_eager_ones(name: str, open_runner: Op
     expected = run(eager, submits_of(logprobs=2, top_k=3, temperature=0.9), config=Config())
     found = run(runner, submits_of(logprobs=2, top_k=3, temperature=0.9), config=Config(max_num_seqs=3))
     assert_same(found, expected)
+
+
+def test_replayed_steps_take_known_tokens(open_runner: Open, replay: Replay) -> None:
+    def loops(runner: Runner) -> list[Loop]:
+        return [Loop(runner, Config(max_num_seqs=8), end=2, chunked=chunked) for chunked in (False, True)]
+
+    constrained = submit("a", prompts(30)[0], logprobs=None)
+    script = "? " + " ".join(map(str, range(40, 47))) + " ? ?"
+    sampling = constrained.sampling.replace(grammar=script, repetition_penalty=1.3)
+    submits = [msgspec.structs.replace(constrained, sampling=sampling), *submits_of()[:2]]
+    runner = open_runner("llama", kernels=PureKernels(), max_num_seqs=8, max_model_len=128)
+    while runner.idle():
+        pass
+    num_traces, num_replays = replay.num_traces, replay.num_replays
+    expected = loops(open_runner("llama", max_num_seqs=8))[0].run(*submits)
+    one_by_one, chunked = loops(runner)
+    assert one_by_one.run(*submits) == chunked.run(*submits) == expected
+    assert (max(one_by_one.num_rows), max(chunked.num_rows)) == (3, 8)
+    assert replay.num_traces == num_traces
+    assert replay.num_replays > num_replays
 
 
 def test_preemption_and_reused_slots_change_no_token(open_runner: Open, replay: Replay) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import pytest
 from driven import assert_same, prompts, run, submit
+from forcing import Loop
 from runner.metal.stand_in import MetalStandIn
 from runner.metal.support import emulator_for_tests
 
@@ -115,6 +117,18 @@ def test_model_generates_the_same_through_kernels(
     tolerance = 1e-4 if dtype == "auto" else 1e-3
     assert_same(run(runner, submits, config=Config(max_num_seqs=4)), expected, tolerance=tolerance)
     assert metal.num_launches > before
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "auto"), ("gpt_oss", "int8")])
+def test_known_tokens_are_computed_side_by_side(
+    metal: MetalStandIn, name: str, dtype: str, open_runner: Callable[..., Runner]
+) -> None:
+    runner = open_runner(name, kernels=Kernels("metal"), max_num_seqs=8, kv_cache_dtype=dtype)
+    asked = submit("a", prompts(30)[0], logprobs=None)
+    asked = msgspec.structs.replace(asked, sampling=asked.sampling.replace(grammar="? 40 41 42 43 ?", max_tokens=6))
+    one_by_one, chunked = (Loop(runner, Config(max_num_seqs=8), end=2, chunked=chunked) for chunked in (False, True))
+    assert chunked.run(asked) == one_by_one.run(asked)
+    assert (max(one_by_one.num_rows), max(chunked.num_rows)) == (1, 4)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "int8", "int4"])

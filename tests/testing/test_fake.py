@@ -52,6 +52,29 @@ def test_script_sees_all_known_tokens() -> None:
     assert seen == [(4, 5, 6), (4, 5, 6, 9)]
 
 
+def test_known_tokens_are_computed_as_if_they_had_been_sampled() -> None:
+    singly, together, pages = small(script=total), small(script=total), (1, 2, 3, 4)
+    for runner in (singly, together):
+        started(runner, 4, 5, 6, pages=pages)
+    rows = (DecodeRow(0, 3, pages, samples=False), DecodeRow(0, 4, pages, token_id=30, samples=False))
+    last = DecodeRow(0, 5, pages, token_id=2)
+    step = Step(number=1, decodes=(*rows, last))
+    assert (step.sampled_slots, step.num_tokens) == ((0,), 3)
+    assert together.collect(together.launch(step)).token_ids == ((4 + 5 + 6 + 15 + 30 + 2) % 100,)
+    assert run(singly, 1, decodes=(rows[0],)).token_ids == ()
+    assert run(singly, 2, decodes=(rows[1],)).token_ids == ()
+    assert run(singly, 3, decodes=(last,)).token_ids == ((4 + 5 + 6 + 15 + 30 + 2) % 100,)
+
+
+def test_only_a_model_all_in_pages_takes_several_rows() -> None:
+    decodes = (DecodeRow(0, 3, (1, 2, 3), samples=False), DecodeRow(0, 4, (1, 2, 3), token_id=9))
+    runner = small(chunked_decode=False)
+    started(runner, 1, 2, 3)
+    with pytest.raises(ContractError, match="two rows in one step"):
+        runner.launch(Step(number=1, decodes=decodes))
+    assert not small(num_pages=0).info.chunked_decode
+
+
 @pytest.mark.parametrize("options", [{}, {"num_pages": 0}], ids=["pages", "rows"])
 def test_chunks_and_whole_prompt_give_the_same_token(options: dict[str, int]) -> None:
     pages = (1, 2, 3) if not options else ()
@@ -171,6 +194,18 @@ VIOLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "unknown slot": ("slot 3 holds no sequence", {"decodes": (DecodeRow(3, 0, (1,)),)}),
     "unknown slot released": ("slot 3 holds no sequence", {"released": (3,)}),
     "two rows": ("two rows", {"decodes": (DecodeRow(0, 3, (1, 2)),) * 2}),
+    "row without its token": (
+        "second row without its token",
+        {"decodes": (DecodeRow(0, 3, (1, 2, 3), samples=False), DecodeRow(0, 4, (1, 2, 3)))},
+    ),
+    "token sampled and known": (
+        "samples a token that another brings",
+        {"decodes": (DecodeRow(0, 3, (1, 2, 3)), DecodeRow(0, 4, (1, 2, 3), token_id=9))},
+    ),
+    "token in place of the last": (
+        "does not come next",
+        {"decodes": (DecodeRow(0, 3, (1, 2, 3), token_id=9),)},
+    ),
     "prefill after its end": ("after the prefill ended", {"prefills": (PrefillRow(0, 3, (1,), (1, 2), True),)}),
     "decode too early": (
         "before the prefill ended",

@@ -32,6 +32,11 @@ class TokenMatcher:
         if not self.inner.consume_tokens(list(token_ids)):
             raise GrammarError(_reason(self.inner))
 
+    def forced(self) -> list[int]:
+        """The tokens that must come next, as the tokenizer itself would write their text; see `Matcher`."""
+        found: list[int] = self.inner.compute_ff_tokens()
+        return found
+
 
 class TokenGrammars:
     """`Grammars` of one tokenizer."""

@@ -33,6 +33,10 @@ class Matcher(Protocol):
         """Go on by tokens that were chosen. Raises GrammarError if the grammar does not allow them."""
         ...
 
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, in order, as far as there is no choice; perhaps none."""
+        ...
+
 
 class Grammars(Protocol):
     """Builds matchers for one tokenizer. May be used by several threads."""

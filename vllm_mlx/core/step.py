@@ -1,8 +1,8 @@
 """The border between the scheduler, which decides, and the runner, which computes.
 
 A `Step` carries counts, token ids and page ids; never text, never arrays. The scheduler builds it from counts alone,
-so step N+1 can be launched before the tokens of step N are known: a decode row names no token, the runner keeps
-the last sampled token of every slot on the device.
+so step N+1 can be launched before the tokens of step N are known: a decode row names no token that was sampled, the
+runner keeps the last one of every slot on the device.
 """
 
 from __future__ import annotations
@@ -54,11 +54,17 @@ class PrefillRow(msgspec.Struct, frozen=True):
 
 
 class DecodeRow(msgspec.Struct, frozen=True, gc=False):
-    """Compute the slot's last sampled token and sample the next one."""
+    """Compute one token of a sequence and, unless told otherwise, sample the next one.
+
+    Where `RunnerInfo.chunked_decode` says so, a slot may have several rows in a step, at positions that follow each
+    other: its last sampled token, and tokens that are known to come behind it. Every layer stores the keys and values
+    of all rows before any row attends, and a row looks at no position behind its own: together they compute what a
+    chunk would.
+    """
 
     slot: int
     position: int
-    """Position of that last token; the cache holds exactly this many tokens of the sequence."""
+    """Position of the token; the cache, and the slot's rows before this one, hold exactly this many of the sequence."""
     page_ids: tuple[int, ...]
     """The sequence's page table; covers at least position + 1 tokens. From step to step it is the same tuple, not only
     an equal one, until it changes: a runner that has converted it may ask `is` instead of comparing. It changes when
@@ -66,6 +72,11 @@ class DecodeRow(msgspec.Struct, frozen=True, gc=False):
     no token from `position` on looks at may be 0."""
     other_page_ids: tuple[tuple[int, ...], ...] = ()
     """The page tables of the other groups (`CacheSpec.windows`), in order; as `page_ids`."""
+    token_id: int | None = None
+    """The token, where it was not sampled; None for the slot's last sampled one, which only the runner may know yet.
+    From this row on it counts as output of the sequence, for penalties as for all else."""
+    samples: bool = True
+    """Whether a next token is sampled; never where another row of the slot follows."""
 
     @property
     def tables(self) -> tuple[tuple[int, ...], ...]:
@@ -105,7 +116,7 @@ class Step(msgspec.Struct, frozen=True):
     @property
     def sampled_slots(self) -> tuple[int, ...]:
         """Slots that get a token, in the order of `StepResult.token_ids`: decodes first, then prefills."""
-        return tuple(r.slot for r in self.decodes) + tuple(r.slot for r in self.prefills if r.samples)
+        return tuple(r.slot for r in self.decodes if r.samples) + tuple(r.slot for r in self.prefills if r.samples)
 
     @property
     def num_tokens(self) -> int:
@@ -193,6 +204,8 @@ class RunnerInfo(msgspec.Struct, frozen=True):
     dtype: str
     batched_decode: bool = True
     """False if sequences must be decoded one at a time (the runner does so itself)."""
+    chunked_decode: bool = False
+    """Whether a slot may have several decode rows in a step: only if all that is kept of sequences is in pages."""
     notes: tuple[str, ...] = ()
     """Lines worth showing at start-up, such as the BLAS in use."""
     fingerprint: bytes = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,8 @@ class Constraint:
         self._problem: str | None = None
         self.num_taken = len(output)
         """Output tokens that were looked at."""
+        self.forced: tuple[int, ...] = ()
+        """Tokens that must follow the next one, as of the masks that were taken last."""
 
     @property
     def is_ready(self) -> bool:
@@ -73,6 +76,21 @@ class Constraint:
             self.num_taken += len(token_ids)
             self._last.extend(token_ids)
         return matcher
+
+    def force(self, matcher: Matcher | None, row: bytes) -> None:
+        """Note what must follow the token that `row` allows, if it is the only one.
+
+        Nothing where lists of tokens have a say: they look at one token at a time.
+        """
+        self.forced = ()
+        if matcher is None or self._problem or row.count(0) < len(row) - 1:
+            return
+        if not self._rules.are_silent(num_output=self.num_taken):
+            return
+        token_ids = matcher.forced()
+        if len(token_ids) > 1 and row[token_ids[0] // 8] == 1 << token_ids[0] % 8:
+            num_tokens = 8 * len(row)
+            self.forced = tuple(itertools.takewhile(lambda token_id: token_id < num_tokens, token_ids[1:]))
 
     def left(self, row: bytes) -> bytes:
         """What may be chosen of the tokens that the grammar allows here; see `TokenRules`. Raises GrammarError.
@@ -172,8 +190,11 @@ class Constraints:
             except GrammarError as error:
                 constraint.fail(str(error))
                 matchers.append(None)
-        rows = self._grammar_rows(matchers)
-        return b"".join(self._row(constraint, row) for (constraint, _), row in zip(jobs, rows, strict=True))
+        made = []
+        for (constraint, _), matcher, row in zip(jobs, matchers, self._grammar_rows(matchers), strict=True):
+            made.append(self._row(constraint, row))
+            constraint.force(matcher, made[-1])
+        return b"".join(made)
 
     def _grammar_rows(self, matchers: Sequence[Matcher | None]) -> list[bytes | str]:
         """What grammars allow, or what went wrong; all tokens where there is none."""

@@ -58,7 +58,7 @@ class Launched(msgspec.Struct, frozen=True):
 
     def prompt_outputs(self, result: StepResult) -> list[Output]:
         """What the step tells of prompts."""
-        rows = zip(self.rows[len(self.step.decodes) :], result.prompt_logprobs or (), strict=False)
+        rows = zip(self.rows[len(self.rows) - len(self.step.prefills) :], result.prompt_logprobs or (), strict=False)
         return [
             Output(row.sequence.request_id, prompt_logprobs=found)
             for row, found in rows
@@ -77,6 +77,22 @@ class Draft:
     taken: list[Taken] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     """What is told before the step is carried out."""
+
+    def decode(self, kv: KVManager, sequence: Sequence, *, num_rows: int = 1) -> None:
+        """Rows for the next tokens of a sequence; the last of those that are known, or on their way, samples."""
+        slot, start, end = sequence.slot, sequence.num_computed, sequence.num_computed + num_rows
+        assert slot is not None
+        page_ids, others = kv.row_tables(sequence.request_id)
+        samples = end == sequence.num_tokens
+        if sequence.constraint is None:
+            self.decodes.append(DecodeRow(slot, start, page_ids, others))
+        else:
+            self.decodes += (
+                DecodeRow(slot, at, page_ids, others, sequence.known_token(at), samples and at == end - 1)
+                for at in range(start, end)
+            )
+        self.add(sequence, num_rows, samples=samples)
+        self.take_checkpoint(kv, sequence)
 
     def take_checkpoint(self, kv: KVManager, sequence: Sequence) -> None:
         """Have the state behind the row just planned copied, if that is due there."""

@@ -17,7 +17,7 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import CacheFreed, CacheMatch, FinishReason, Output, Stats, Submit
 from vllm_mlx.core.prompt import Prompt
-from vllm_mlx.core.step import DecodeRow, RunnerInfo, Step, StepResult, TokenLogprobs
+from vllm_mlx.core.step import RunnerInfo, Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.constraints import Constraints
 from vllm_mlx.engine.draft import Draft, Launched
 from vllm_mlx.engine.pace import PrefillPace
@@ -53,6 +53,7 @@ class Scheduler:
     ) -> None:
         self._info = info
         self._max_sequences = config.max_num_seqs + config.max_waiting
+        self._max_rows = config.max_num_seqs
         self._page_size = info.cache.page_size
         self._clock = clock
         self._constraints = constraints or Constraints(None, vocab_size=info.vocab_size)
@@ -234,16 +235,30 @@ class Scheduler:
 
     def _plan_decodes(self, draft: Draft) -> None:
         """A row for every sequence that can decode and whose next token has a page; who prefills gets a page, too."""
+        num_spare = self._max_rows - len(self._running) if self._info.chunked_decode else 0
         for sequence in tuple(self._running):
             can_decode = sequence.can_decode
             if sequence.slot is None or not (can_decode or sequence.is_prefilling):
                 continue
             if not self._make_room(sequence) or not can_decode:
                 continue
-            page_ids, others = self._kv.row_tables(sequence.request_id)
-            draft.decodes.append(DecodeRow(sequence.slot, sequence.num_computed, page_ids, others))
-            draft.add(sequence, 1, samples=True)
-            draft.take_checkpoint(self._kv, sequence)
+            if sequence.constraint is None or not self._info.chunked_decode:
+                draft.decode(self._kv, sequence)
+            elif num_rows := min(self._force(sequence), 1 + num_spare):
+                draft.decode(self._kv, sequence, num_rows=num_rows)
+                num_spare -= num_rows - 1
+
+    def _force(self, sequence: Sequence) -> int:
+        """Append what must follow; returns how many rows there could be: none if it has all its tokens by now.
+
+        Pages are taken as far as there are free ones, and tokens as far as they would go one by one.
+        """
+        following, start = sequence.following, sequence.num_computed
+        num_wanted = min(sequence.num_tokens + len(following), sequence.max_len - 1)
+        num_rows = self._kv.cover(sequence.request_id, num_wanted) - start
+        if following:
+            sequence.force(following[:num_rows])
+        return num_rows if sequence.can_decode else 0
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Reserve the next token's page, if need be by preempting; False if the sequence must sit this step out."""
@@ -339,14 +354,12 @@ class Scheduler:
                 self._append(row.sequence, token_id, logprobs)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
-        """A token is known now; tell it, and see whether it was the last."""
-        sequence.token_ids.append(token_id)
-        sequence.num_pending -= 1
-        reason = sequence.finish_reason()
+        """A token is known now, perhaps with others; tell them, and see whether the last was among them."""
+        token_ids, reason = sequence.append(token_id)
         self._outputs.append(
             Output(
                 sequence.request_id,
-                token_ids=(token_id,),
+                token_ids=token_ids,
                 logprobs=(logprobs,) if sequence.sampling.logprobs is not None else None,
                 finish=reason,
                 num_cached=0 if sequence.has_output else sequence.num_cached,

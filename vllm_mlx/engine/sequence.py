@@ -39,7 +39,7 @@ class Sequence:
     """Counts and known tokens; touched by the scheduler only.
 
     There is no phase. `num_computed` says how far the cache will be when every launched step is done, `num_tokens` how
-    long the sequence will be then: its known tokens plus one placeholder for every token that is still being sampled.
+    long the sequence will be then: its known tokens plus a placeholder for every token that is still on its way.
     """
 
     submit: Submit
@@ -63,7 +63,11 @@ class Sequence:
     """What limits the tokens of its output, if anything does."""
     num_computed: int = 0
     num_pending: int = 0
-    """Tokens sampled by steps that are not committed yet."""
+    """Tokens that are on their way: sampled by steps that are not committed yet, or forced behind one of those."""
+    forced: tuple[int, ...] = ()
+    """Tokens that were not sampled, for there was no choice: the latest ones."""
+    forced_start: int = 0
+    """Position of the first of them."""
     num_to_prefill: int = 0
     """Known tokens when it took its slot; after them every token is a decode."""
     num_found: int | None = None
@@ -106,7 +110,7 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Known tokens and those being sampled."""
+        """Known tokens and those on their way."""
         return len(self.token_ids) + self.num_pending
 
     @property
@@ -130,6 +134,40 @@ class Sequence:
     def can_decode(self) -> bool:
         """Whether one more token may be sampled from its last one."""
         return self.num_computed >= self.num_to_prefill and self.num_tokens < self.max_len
+
+    @property
+    def following(self) -> tuple[int, ...]:
+        """What must follow the one token that is being sampled; nothing where somebody asks for its odds."""
+        constraint = self.constraint
+        if constraint is None or not constraint.forced or self.num_pending != 1 or self.sampling.logprobs is not None:
+            return ()
+        # They were told with the masks taken last: if it sat out a step, these were not for that token.
+        is_next = self.num_prompt + constraint.num_taken + 1 == self.num_tokens
+        return constraint.forced[: self.max_len - self.num_tokens] if is_next else ()
+
+    def force(self, token_ids: tuple[int, ...]) -> None:
+        """These will follow the token that is being sampled."""
+        self.forced, self.forced_start = token_ids, self.num_tokens
+        self.num_pending += len(token_ids)
+
+    def known_token(self, position: int) -> int | None:
+        """The token at a position behind the prefill if it was forced; None if it was, or is being, sampled."""
+        index = position - self.forced_start
+        return self.forced[index] if 0 <= index < len(self.forced) else None
+
+    def append(self, token_id: int) -> tuple[tuple[int, ...], FinishReason | None]:
+        """The next token on its way is here, and with it those forced behind it; returns them, and why they end it.
+
+        What would come behind the end is dropped.
+        """
+        is_followed = self.forced_start == len(self.token_ids) + 1
+        coming = (token_id, *self.forced) if is_followed else (token_id,)
+        self.num_pending -= len(coming)
+        for count, each in enumerate(coming, start=1):
+            self.token_ids.append(each)
+            if reason := self.finish_reason():
+                return coming[:count], reason
+        return coming, None
 
     def start(self, *, num_cached: int, checkpoint: int | None) -> NewSequence:
         """What the runner is told when it takes its slot."""

@@ -60,6 +60,22 @@ class PageTables:
         return row.other_page_ids[self._group - 1] if self._group else row.page_ids
 
 
+def known_tokens(rows: Sequence[DecodeRow], *, num_rows: int) -> Integers:
+    """Tokens of rows that name theirs, int32 [num_rows]; -1 for those that do not, and for padding."""
+    tokens = np.full(num_rows, -1, np.int32)
+    tokens[: len(rows)] = [-1 if row.token_id is None else row.token_id for row in rows]
+    return tokens
+
+
+def input_tokens(rows: Sequence[DecodeRow], last_tokens: mx.array) -> mx.array:
+    """What the rows compute, int32 [rows]: the tokens that they name, or their slots' last ones."""
+    last = last_tokens[mx.array([row.slot for row in rows])]
+    if all(row.token_id is None for row in rows):
+        return last
+    known = mx.array(known_tokens(rows, num_rows=len(rows)))
+    return mx.where(known < 0, last, known)
+
+
 class DecodePlace:
     """Where the rows of a step stand, as kernels and views want it; made of arrays that may be a compiler's tracers."""
 

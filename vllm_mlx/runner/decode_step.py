@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vllm_mlx.core.step import DecodeRow
-from vllm_mlx.runner.decode_inputs import Arrays, DecodePlace
+from vllm_mlx.runner.decode_inputs import Arrays, DecodePlace, known_tokens
 from vllm_mlx.runner.drawing import COMPILED, Drawing, Draws, choose, draws_of
 from vllm_mlx.runner.fused_heads import FusedHeads
 from vllm_mlx.runner.kernel_pages import KernelPages
@@ -60,13 +60,16 @@ class DecodeStep:
         return next(size for size in self._sizes if size >= num_rows)
 
     def logits(self, rows: Sequence[DecodeRow], last_tokens: mx.array) -> mx.array:
-        """Logits [rows, vocab]."""
+        """Logits [rows, vocab]. Rows may name their tokens, and a slot may have several: no token is sampled here."""
         return self._padded_logits(rows, last_tokens, num_rows=self.size(len(rows)))[: len(rows)]
 
     def tokens(
         self, rows: Sequence[DecodeRow], last_tokens: mx.array, *, drawing: Drawing, draws: Draws
     ) -> tuple[mx.array, mx.array]:
-        """The next tokens int32 [size], and `last_tokens` with them in their slots; `draws` are padded to the size."""
+        """The next tokens int32 [size], and `last_tokens` with them in their slots; `draws` are padded to the size.
+
+        A slot has one row, whose token is its last one.
+        """
         arrays = self._inputs.arrays(rows, num_rows=draws["seeds"].size)
         tokens, last_tokens, self._order.token = self._function(drawing)(
             arrays, self._inputs.tables, last_tokens, self._order.token, draws
@@ -107,6 +110,7 @@ class DecodeStep:
     def _padded_logits(self, rows: Sequence[DecodeRow], last_tokens: mx.array, *, num_rows: int) -> mx.array:
         """Logits [num_rows, vocab]."""
         arrays = self._inputs.arrays(rows, num_rows=num_rows)
+        arrays["known"] = mx.array(known_tokens(rows, num_rows=num_rows))
         logits: mx.array
         logits, self._order.token = self._function(None)(arrays, self._inputs.tables, last_tokens, self._order.token)
         return logits
@@ -130,9 +134,9 @@ class DecodeStep:
         ) -> tuple[mx.array, ...]:
             place = DecodePlace(arrays, tables, self._inputs.windows)
             with self._order.starting_at(token):
-                views = self._pages.views(place)
+                views, tokens = self._pages.views(place), _input_tokens(arrays, place, last_tokens)
                 with self._fused.reading(views):
-                    logits = self._model(last_tokens[place.slots][:, None], cache=self._layers.fold(list(views)))[:, -1]
+                    logits = self._model(tokens[:, None], cache=self._layers.fold(list(views)))[:, -1]
                 after = self._order.token
             if drawing is None or draws is None:
                 return logits, after
@@ -142,3 +146,9 @@ class DecodeStep:
             return tokens, last_tokens, after
 
         return forward
+
+
+def _input_tokens(arrays: Arrays, place: DecodePlace, last_tokens: mx.array) -> mx.array:
+    """What the rows compute, int32 [rows]: their slots' last tokens, or those that they name."""
+    last = last_tokens[place.slots]
+    return mx.where(arrays["known"] < 0, last, arrays["known"]) if "known" in arrays else last

@@ -265,6 +265,7 @@ def _describe(
         device=found.name,
         dtype=str(max(set(floats), key=floats.count)).removeprefix("mlx.core.") if floats else "",
         batched_decode=all(layer.layout is not Layout.OWN for layer in spec.layers),
+        chunked_decode=all(layer.layout is Layout.PAGES for layer in spec.layers),
         notes=tuple(notes),
         checkpoint_bytes=checkpoint_bytes,
         min_chunk=MIN_CHUNKS.get(found.backend, DEFAULT_MIN_CHUNK),

@@ -31,10 +31,11 @@ from vllm_mlx.runner import checkpoints, device
 from vllm_mlx.runner.checkpoints import Checkpoint, Checkpoints
 from vllm_mlx.runner.codec import Exports, decode_checkpoint, page_words
 from vllm_mlx.runner.compiled import CompiledSteps
+from vllm_mlx.runner.decode_inputs import input_tokens
 from vllm_mlx.runner.geometry import BatchPlace, SinglePlace
 from vllm_mlx.runner.head import WantedPositions
-from vllm_mlx.runner.launched import Launched, Unsampled
-from vllm_mlx.runner.layers import ModelLayers, parts_of
+from vllm_mlx.runner.launched import Launched, Unsampled, sampled_only
+from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, parts_of
 from vllm_mlx.runner.pages import GrowingPages, PageStore
 from vllm_mlx.runner.rehearsal import rehearsal
 from vllm_mlx.runner.rows import (
@@ -153,17 +154,7 @@ class MlxRunner:
         """Wait for the step and return its numbers, in the step's own order."""
         if handle is self._held_back:
             self._start_held_back()
-        if not handle.sampled and handle.marker is not None:
-            mx.eval(handle.marker)
-        tokens: dict[int, int] = {}
-        logprobs: dict[int, Any] = {}
-        slots = iter(handle.order)
-        for sampled in handle.sampled:
-            part = list(itertools.islice(slots, sampled.num_rows))
-            token_ids: Any = sampled.tokens.tolist()
-            tokens.update(zip(part, token_ids, strict=False))  # padding is last
-            if sampled.logprobs is not None:
-                logprobs.update(zip(part, sampled.logprobs.collect(len(part)), strict=True))
+        tokens, logprobs = handle.chosen()
         return self._result(handle, tokens, logprobs)
 
     def memory(self) -> MemoryUse:
@@ -313,16 +304,21 @@ class MlxRunner:
         """Tokens of the decoding rows, or what they must still be sampled from, and the order of the rows."""
         if not rows:
             return [], [], []
-        order = [SampledRow(row.slot, row.position + 1) for row in rows]
+        for row in rows:
+            if row.token_id is not None:
+                self._sampler.append(row.slot, row.token_id)
+        order = [SampledRow(row.slot, row.position + 1) for row in rows if row.samples]
         if (step := self._compiled.decode) is not None:
-            compiled = None if is_constrained else self._sampler.compiled(order, num_rows=step.size(len(rows)))
+            is_plain = not is_constrained and all(row.samples and row.token_id is None for row in rows)
+            compiled = self._sampler.compiled(order, num_rows=step.size(len(rows))) if is_plain else None
             if compiled is None:
-                return [], order, [step.logits(rows, self._last_tokens)]
+                return [], order, sampled_only(step.logits(rows, self._last_tokens), rows)
             drawing, draws = compiled
             tokens, self._last_tokens = step.tokens(rows, self._last_tokens, drawing=drawing, draws=draws)
             return [Sampled(tokens, num_rows=len(rows))], order, []
         ordered, logits = self._decode_eagerly(rows)
-        return [], [SampledRow(row.slot, row.position + 1) for row in ordered], [logits]
+        order = [SampledRow(row.slot, row.position + 1) for row in ordered if row.samples]
+        return [], order, sampled_only(logits, ordered)
 
     def _decode_eagerly(self, rows: Sequence[DecodeRow]) -> tuple[list[DecodeRow], mx.array]:
         """Logits [rows, vocab] of the next token of every row, and the rows in the order of the logits."""
@@ -334,9 +330,10 @@ class MlxRunner:
         if self._residents.layers:
             by_slot = {row.slot: row for row in rows}
             ordered = [by_slot[slot] for slot in self._residents.gather([row.slot for row in rows])]
-        # Its prefill saw to all other pages of a row.
-        self._pages.ensure(max((table[-1] for row in rows for table in row.tables if table), default=0))
-        tokens = self._last_tokens[mx.array([row.slot for row in ordered])]
+        # Who wrote what is before a row saw to its pages.
+        written = (table[row.position // PAGE_SIZE] for row in rows for table in row.tables if table)
+        self._pages.ensure(max(written, default=0))
+        tokens = input_tokens(ordered, self._last_tokens)
         logits: mx.array = self._model(tokens[:, None], cache=self._batch_views(ordered))
         return ordered, logits[:, -1]
 

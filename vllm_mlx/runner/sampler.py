@@ -102,6 +102,12 @@ class Sampler:
         self._slots[new.slot] = _Slot(new, self._vocab_size)
         self._draws = None
 
+    def append(self, slot: int, token_id: int) -> None:
+        """A token that was not sampled joins the slot's sequence."""
+        kept = self._slots[slot]
+        if kept.counts is not None:
+            kept.counts = kept.counts.at[token_id].add(1)
+
     def remove(self, slot: int) -> None:
         """The slot's sequence is gone."""
         self._slots.pop(slot, None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -44,7 +46,8 @@ class FakeRunner:
     the row's page table, so a wrong table gives wrong tokens. `windows` are those of the groups of layers: what is in
     the pages of a window is compared with what must be there. Without a script the next token is a pure function of the
     tokens so far (and of the seed, unless greedy). `num_pages=0` keeps a row per slot instead of pages. `step_s` is
-    how long a step takes; steps are computed one after another, as on a device.
+    how long a step takes; steps are computed one after another, as on a device. `chunked_decode`: see `RunnerInfo`; it
+    needs a model that is all in pages.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class FakeRunner:
         fingerprint: bytes = b"",
         step_s: float = 0.0,
         min_chunk: int = 1,
+        chunked_decode: bool = True,
     ) -> None:
         state = state or (None if num_pages else Layout.ROWS)
         layers = tuple(LayerSpec(Layout.PAGES, window) for window in windows) if num_pages else ()
@@ -80,6 +84,7 @@ class FakeRunner:
             fingerprint=fingerprint,
             checkpoint_bytes=checkpoint_bytes if state else 0,
             min_chunk=min_chunk,
+            chunked_decode=chunked_decode and num_pages > 0 and state is None,
         )
         self._state = state
         self._checkpoints: dict[int, list[int]] = {}
@@ -110,7 +115,7 @@ class FakeRunner:
         expect(not is_waiting, "a launch before the constrained slots of the last one were sampled")
         expect(step.number > self._last_number, f"step {step.number} after step {self._last_number}")
         self._last_number = step.number
-        self._check_rows_are_unique(step)
+        self._check_rows(step)
         for slot in step.released:
             self._release(slot)
         exported = self._move(step)
@@ -120,7 +125,8 @@ class FakeRunner:
         for number in step.dropped:
             expect(self._checkpoints.pop(number, None) is not None, f"checkpoint {number} is dropped but not there")
         prefilled = [self._prefill(row) for row in step.prefills]
-        sampled = [self._decode(row) for row in step.decodes] + [slot for slot in prefilled if slot is not None]
+        decoded = [self._decode(row) for row in step.decodes]
+        sampled = [slot for slot in decoded + prefilled if slot is not None]
         vocab_size = self._info.vocab_size
         scores = tuple(prompt_logprobs(row, self._slots[row.slot], vocab_size=vocab_size) for row in step.prefills)
         self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
@@ -180,9 +186,16 @@ class FakeRunner:
 
     # ---- the orders of a step ----
 
-    def _check_rows_are_unique(self, step: Step) -> None:
-        slots = [row.slot for row in step.decodes] + [row.slot for row in step.prefills]
-        expect(len(slots) == len(set(slots)), "a slot has two rows in one step")
+    def _check_rows(self, step: Step) -> None:
+        slots = [row.slot for row in step.prefills]
+        for number, rows in itertools.groupby(step.decodes, key=attrgetter("slot")):
+            slots.append(number)
+            for before, row in itertools.pairwise(rows):
+                expect(self._info.chunked_decode, f"slot {number}: two rows in one step")
+                expect(row.position == before.position + 1, f"slot {number}: two rows that do not follow each other")
+                expect(row.token_id is not None, f"slot {number}: a second row without its token")
+                expect(not before.samples, f"slot {number}: a row samples a token that another brings")
+        expect(len(slots) == len(set(slots)), "a slot has rows in two places of one step")
 
     def _release(self, number: int) -> None:
         self._pages.drop(self._live(number))
@@ -249,14 +262,19 @@ class FakeRunner:
         self._write(slot, row.start, row.token_ids)
         return slot if row.samples else None
 
-    def _decode(self, row: DecodeRow) -> Slot:
+    def _decode(self, row: DecodeRow) -> Slot | None:
+        """Returns the slot if it gets a token."""
         slot = self._live(row.slot)
         expect(len(slot.token_ids) > slot.num_given, f"slot {row.slot}: a decode before the prefill ended")
         expect(len(slot.token_ids) < self._info.max_model_len, f"slot {row.slot}: a decode past max_model_len")
+        if row.token_id is not None:
+            expect(row.position == len(slot.token_ids), f"slot {row.slot}: a known token that does not come next")
+            expect(0 <= row.token_id < self._info.vocab_size, f"slot {row.slot}: a token outside the vocabulary")
+            slot.token_ids.append(row.token_id)
         self._pages.use(slot, row.tables, row.position)
         self._expect_cached(slot, row.position)
-        self._write(slot, row.position, (slot.token_ids[-1],))
-        return slot
+        self._write(slot, row.position, (slot.token_ids[row.position],))
+        return slot if row.samples else None
 
     # ---- the cache ----
 
