@@ -1,15 +1,37 @@
-"""What the prefix cache costs the host: matching a long prompt, and memory for each page. No MLX."""
+"""What the prefix cache costs the host: matching a long prompt, memory for each page, and arrivals. No MLX.
+
+    python benchmarks/prefix_host.py [--arrivals [--prefix 8000] [--suffix 100] [--rows 64] [--rounds 7]]
+
+With `--arrivals`: many requests that begin alike come at once. Each is sent through the sockets that a server and its
+engine have, submitted, admitted, and planned until it has its first token; results are made up, since there is no
+runner. What a step does on the device is not in it. Each round has a prefix of its own, first computed by one of the
+requests while the others wait, then found by all of another set. Compare two trees with PYTHONPATH, in turn.
+"""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import gc
 import random
 import statistics
+import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 
 import msgspec
+import zmq
 
+from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
+from vllm_mlx.core.config import Config
+from vllm_mlx.core.messages import FromEngine, Outputs, Submit, ToEngine
+from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.core.step import RunnerInfo, Step, StepResult
+from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.engine.transport import ServerChannel, SocketInbox
 from vllm_mlx.kv.manager import Admitted, KVManager
 
 PAGE_SIZE = 32
@@ -96,3 +118,159 @@ def _bytes_per_page() -> float:
     tracemalloc.stop()
     assert manager.figures().pages_kept == POOL_PAGES
     return held / POOL_PAGES
+
+
+# ---- arrivals ----
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """Milliseconds of processor time for all requests of a round together."""
+
+    send: float
+    """In the server's process: messages to bytes, bytes to the socket."""
+    receive: float
+    """On the engine's thread, as all that follows: bytes to messages."""
+    submit: float
+    plan: float
+    """All steps until everybody has a first token: names, look-ups, admission, page tables, rows."""
+    commit: float
+    """The same steps' results, and their outputs as bytes."""
+
+    @property
+    def engine(self) -> float:
+        """All that the engine's thread does."""
+        return self.receive + self.submit + self.plan + self.commit
+
+
+def _worked(call: Callable[[], object]) -> float:
+    begun = time.thread_time()
+    call()
+    return time.thread_time() - begun
+
+
+class Arrivals:
+    """A server's end and an engine's, without device, in one process."""
+
+    def __init__(self, *, prefix: int, suffix: int, rows: int) -> None:
+        self._prefix, self._suffix, self._rows = prefix, suffix, rows
+        length = prefix + suffix + 4 * PAGE_SIZE
+        info = RunnerInfo(
+            vocab_size=VOCAB_SIZE,
+            max_model_len=length,
+            num_pages=1 + 4 * (length + 2 * rows * suffix) // PAGE_SIZE + 8 * rows,
+            cache=CacheSpec(layers=(LayerSpec(Layout.PAGES),), page_size=PAGE_SIZE, page_bytes=4 * PAGE_SIZE),
+            backend="fake",
+            device="none",
+            dtype="none",
+        )
+        self._scheduler = Scheduler(info, Config(max_num_seqs=rows))
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._draw = random.Random(0)
+
+    async def run(self, rounds: int) -> tuple[list[Arrival], list[Arrival]]:
+        """With a prefix that one of the requests computes, and with the same prefix found; the first round warms up."""
+        with tempfile.TemporaryDirectory() as folder, zmq.Context() as context:
+            inbox = SocketInbox(context, folder)
+            channel = ServerChannel(folder, _ignored)
+            try:
+                found = [self._round(channel, inbox, number) for number in range(rounds + 1)]
+            finally:
+                channel.close()
+                inbox.close()
+        return [first for first, _ in found[1:]], [second for _, second in found[1:]]
+
+    def _round(self, channel: ServerChannel, inbox: SocketInbox, number: int) -> tuple[Arrival, Arrival]:
+        prefix = _prompt(self._draw, self._prefix)
+        return (
+            self._arrive(channel, inbox, self._submits(f"{number} new", prefix)),
+            self._arrive(channel, inbox, self._submits(f"{number} found", prefix)),
+        )
+
+    def _submits(self, name: str, prefix: tuple[int, ...]) -> list[Submit]:
+        sampling = SamplingParams(temperature=0.0, seed=0, max_tokens=64, ignore_eos=True)
+        # Through an array, so that prompts do not share the objects of their numbers: a tokenizer's do not.
+        prompts = [tuple(array("i", (*prefix, *_prompt(self._draw, self._suffix)))) for _ in range(self._rows)]
+        return [Submit(f"{name} {i}", Prompt(prompt), sampling) for i, prompt in enumerate(prompts)]
+
+    def _arrive(self, channel: ServerChannel, inbox: SocketInbox, submits: Sequence[Submit]) -> Arrival:
+        gc.collect()
+        gc.freeze()  # as an engine does once it has loaded
+        messages: list[ToEngine] = []
+        send_s = _worked(lambda: [channel.send(submit) for submit in submits])
+        time.sleep(0.2)  # ZeroMQ's threads have passed everything on
+        receive_s = _worked(lambda: messages.extend(inbox.receive(None)))
+        assert len(messages) == len(submits)
+        received = [message for message in messages if isinstance(message, Submit)]
+        submit_s = _worked(lambda: [self._scheduler.submit(message) for message in received])
+        plan_s, commit_s = self._first_tokens(len(submits))
+        self._finish()
+        gc.unfreeze()
+        return Arrival(*(1000 * seconds for seconds in (send_s, receive_s, submit_s, plan_s, commit_s)))
+
+    def _first_tokens(self, num_sequences: int) -> tuple[float, float]:
+        """Seconds of planning and of committing until so many have a token. A step is planned before the one before it
+        is committed, as in the engine."""
+        plan_s = commit_s = 0.0
+        in_flight: Step | None = None
+        told: set[str] = set()
+        while len(told) < num_sequences:
+            begun = time.thread_time()
+            step = self._scheduler.plan()
+            planned = time.thread_time()
+            if in_flight is not None:
+                self._scheduler.commit(_result(in_flight))
+            outputs = Outputs(self._scheduler.take_outputs())
+            self._encode(outputs)
+            done = time.thread_time()
+            told.update(output.request_id for output in outputs.outputs if output.token_ids)
+            plan_s, commit_s = plan_s + planned - begun, commit_s + done - planned
+            in_flight = step
+        if in_flight is not None:
+            self._scheduler.commit(_result(in_flight))
+        return plan_s, commit_s
+
+    def _finish(self) -> None:
+        while self._scheduler.has_work:
+            step = self._scheduler.plan()
+            if step is not None:
+                self._scheduler.commit(_result(step))
+        self._scheduler.take_outputs()
+
+
+def _ignored(message: FromEngine) -> None:
+    """This engine says nothing through the sockets."""
+
+
+def _result(step: Step) -> StepResult:
+    return StepResult(step.number, (7,) * len(step.sampled_slots), elapsed_s=0.005)
+
+
+def measure_arrivals(given: argparse.Namespace) -> None:
+    """Print the parts of the round that took the engine's thread least: what else is there makes rounds slower only."""
+    arrivals = Arrivals(prefix=given.prefix, suffix=given.suffix, rows=given.rows)
+    both = asyncio.run(arrivals.run(given.rounds))
+    print(f"{given.rows} requests, {given.prefix} tokens alike and {given.suffix} of their own")
+    print("milliseconds of processor time of the thread, the quietest round")
+    print(f"{'':34}" + "".join(f"{part:>9}" for part in (*Arrival.__struct_fields__, "engine")))
+    for name, rounds in zip(("prefix computed by one of them", "prefix found by all"), both, strict=True):
+        columns = [[*msgspec.structs.astuple(each), each.engine] for each in rounds]
+        quietest = min(columns, key=lambda column: column[-1])
+        print(f"{name:34}" + "".join(f"{value:9.1f}" for value in quietest))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arrivals", action="store_true")
+    parser.add_argument("--prefix", type=int, default=8000)
+    parser.add_argument("--suffix", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    given = parser.parse_args()
+    if given.arrivals:
+        measure_arrivals(given)
+    else:
+        print(measure_host())
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ def test_more_than_is_free_is_refused_and_takes_nothing() -> None:
 def test_shared_page_is_freed_by_its_last_user() -> None:
     pool = PagePool(3)
     (page,) = pool.allocate(1)
-    pool.share(page)
+    pool.share([page])
     pool.release(page)
     assert (pool.num_used, pool.num_free) == (1, 1)
     pool.release(page)
@@ -77,10 +77,10 @@ def test_a_kept_page_can_be_shared_again() -> None:
     (page,) = pool.allocate(1)
     pool.set_name(page, b"name")
     pool.release(page)
-    pool.share(page)
+    pool.share([page])
     assert (pool.num_used, pool.num_kept) == (1, 0)
     with pytest.raises(KeyError):
-        pool.share(2)
+        pool.share([2])
 
 
 def test_the_page_given_back_longest_ago_goes_first() -> None:
@@ -90,7 +90,7 @@ def test_the_page_given_back_longest_ago_goes_first() -> None:
         pool.set_name(page, name)
     for page in (2, 1, 3):
         pool.release(page)
-    pool.share(2)
+    pool.share([2])
     pool.release(2)
     assert [pool.allocate(1)[0] for _ in range(3)] == [1, 3, 2]
 

@@ -6,6 +6,9 @@ import hashlib
 
 import msgspec
 
+BLOCK_TOKENS = 512
+"""Of a block of a prompt, see `Prompt.blocks`."""
+
 
 class Prompt(msgspec.Struct, frozen=True):
     """Token ids of the whole input, special tokens included.
@@ -15,6 +18,9 @@ class Prompt(msgspec.Struct, frozen=True):
 
     token_ids: tuple[int, ...]
     salt: bytes = b""
+    blocks: tuple[int, ...] = ()
+    """Numbers of its first blocks of `BLOCK_TOKENS` tokens. In one process equal numbers mean equal tokens, so that
+    what was found out about a block need not be found out again. Not sent between processes; there may be none."""
 
     def __len__(self) -> int:
         return len(self.token_ids)

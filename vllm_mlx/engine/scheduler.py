@@ -23,6 +23,7 @@ from vllm_mlx.engine.draft import Draft, Launched
 from vllm_mlx.engine.pace import PrefillPace
 from vllm_mlx.engine.prefills import Prefills
 from vllm_mlx.engine.sequence import Sequence, max_len, refusal
+from vllm_mlx.engine.vocabulary import Vocabulary
 from vllm_mlx.kv.build import manager_of
 from vllm_mlx.kv.disk import DiskCache
 from vllm_mlx.kv.manager import Admission
@@ -54,6 +55,7 @@ class Scheduler:
         self._info = info
         self._max_sequences = config.max_num_seqs + config.max_waiting
         self._max_rows = config.max_num_seqs
+        self._vocabulary = Vocabulary(info.vocab_size)
         self._page_size = info.cache.page_size
         self._clock = clock
         self._constraints = constraints or Constraints(None, vocab_size=info.vocab_size)
@@ -159,7 +161,7 @@ class Scheduler:
         """Why the sequence cannot be taken, for the caller; None if it can."""
         if submit.request_id in self._sequences:
             return f"A sequence named {submit.request_id!r} is running already."
-        reason, prompt = refusal(submit, self._info), submit.prompt
+        reason, prompt = refusal(submit, self._info, self._vocabulary), submit.prompt
         if reason is None and not self._kv.could_fit(len(prompt), token_ids=prompt.token_ids, salt=prompt.salt):
             return f"The prompt has {len(prompt)} tokens; the KV cache has room for {self._kv.most_tokens}."
         return reason
@@ -309,6 +311,7 @@ class Scheduler:
             breakpoints=submit.breakpoints,
             is_pinned=submit.pinned,
             keeps=submit.keeps,
+            blocks=submit.prompt.blocks,
         )
         if isinstance(admitted, Admission):
             return admitted is not Admission.NO_ROOM

@@ -9,23 +9,21 @@ from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import NewSequence, RunnerInfo
 from vllm_mlx.engine.constraints import Constraint
+from vllm_mlx.engine.vocabulary import Vocabulary
 
 MAX_SCORED = 256
 """Most tokens of a chunk whose log-probabilities are asked; with 150,000 logits each they are 150 MB."""
 
 
-def refusal(submit: Submit, info: RunnerInfo) -> str | None:
+def refusal(submit: Submit, info: RunnerInfo, vocabulary: Vocabulary) -> str | None:
     """Why the model can never run this sequence, for the caller; None if it can."""
     num_prompt, limit = len(submit.prompt), info.max_model_len
     if num_prompt == 0:
         return "The prompt is empty; it needs at least one token."
     if num_prompt > limit - 1:
         return f"The prompt has {num_prompt} tokens; at most {limit - 1} fit the context of {limit} with an answer."
-    token_ids = (*submit.prompt.token_ids, *submit.resume_token_ids)
-    for token in (min(token_ids), max(token_ids)):
-        if not 0 <= token < info.vocab_size:
-            return f"Token id {token} is outside the model's vocabulary of {info.vocab_size}."
-    return None
+    token_id = vocabulary.first_outside(submit.prompt, submit.resume_token_ids)
+    return None if token_id is None else f"Token id {token_id} is outside the model's vocabulary of {vocabulary.size}."
 
 
 def max_len(submit: Submit, info: RunnerInfo) -> int:
@@ -172,7 +170,8 @@ class Sequence:
     def start(self, *, num_cached: int, checkpoint: int | None) -> NewSequence:
         """What the runner is told when it takes its slot."""
         assert self.slot is not None
-        known = tuple(self.token_ids)
+        prompt = self.submit.prompt.token_ids
+        known = prompt if len(prompt) == len(self.token_ids) else tuple(self.token_ids)
         return NewSequence(
             self.slot, self.sampling, known, self.num_prompt, num_cached=num_cached, checkpoint=checkpoint
         )

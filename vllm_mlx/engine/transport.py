@@ -14,6 +14,7 @@ import msgspec
 import zmq
 
 from vllm_mlx.core.messages import Failed, FromEngine, ToEngine
+from vllm_mlx.engine.token_blocks import BlockReader, SentSubmit, sent
 
 TO_ENGINE = "to-engine"
 FROM_ENGINE = "from-engine"
@@ -46,7 +47,7 @@ class ServerChannel:
 
     def send(self, message: ToEngine) -> None:
         """Queue a message for the engine; never waits."""
-        self._push.send(self._encode(message), zmq.NOBLOCK)
+        self._push.send(self._encode(sent(message)), zmq.NOBLOCK)
 
     def drain(self) -> None:
         """Hand on every message that is here. ZeroMQ's descriptor signals changes only, so nothing may be left."""
@@ -71,7 +72,8 @@ class SocketInbox:
     """The engine's `Inbox`. Used by the thread that made it only."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str) -> None:
-        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+        self._decoder: msgspec.msgpack.Decoder[ToEngine | SentSubmit] = msgspec.msgpack.Decoder(ToEngine | SentSubmit)
+        self._blocks = BlockReader()
         self._pull = _socket(context, zmq.PULL, linger_ms=0)
         self._pull.bind(_address(folder, TO_ENGINE))
 
@@ -82,7 +84,7 @@ class SocketInbox:
         messages: list[ToEngine] = []
         while True:
             try:
-                messages.append(self._decoder.decode(self._pull.recv(zmq.NOBLOCK)))
+                messages.append(self._blocks.read(self._decoder.decode(self._pull.recv(zmq.NOBLOCK))))
             except zmq.Again:
                 return messages
 

@@ -7,7 +7,8 @@ import heapq
 import itertools
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _TOKEN_BYTES = 8
 SCRATCH_PAGE = 0
@@ -43,6 +44,17 @@ def group_name(name: bytes, group: int) -> bytes:
     return name[:-1] + bytes((name[-1] ^ group,)) if group else name
 
 
+def group_names(names: Sequence[bytes], group: int) -> Sequence[bytes]:
+    """`group_name` of each."""
+    return [group_name(name, group) for name in names] if group else names
+
+
+def common_length(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many numbers both begin with."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+
+
 class PagePool:
     """Hands out pages 1 .. num_pages - 1, counts their users, and keeps named pages after their last user left.
 
@@ -65,6 +77,7 @@ class PagePool:
         self._until: dict[int, float] = {}
         """By page: when its promise ends."""
         self._most_promised = (num_pages - 1) // MAX_PROMISED_SHARE
+        self._held_back: Counter[int] = Counter()
         self.num_used = 0
         """Pages with at least one user."""
         self.num_evicted = 0
@@ -91,17 +104,19 @@ class PagePool:
         self.num_used += count
         return page_ids
 
-    def share(self, page_id: int) -> bool:
-        """One more user of a page in use or kept; True if that never happened to it before.
+    def share(self, page_ids: Iterable[int]) -> list[int]:
+        """One more user of each page in use or kept; places of those to which that never happened before.
 
-        Raises KeyError if it is free.
+        The scratch page is passed over. Raises KeyError if a page is free.
         """
-        if self._num_users[page_id] == 0:
-            self._kept.remove(page_id)  # raises KeyError
-            self.num_used += 1
-        self._num_users[page_id] += 1
-        is_first, self._was_shared[page_id] = not self._was_shared[page_id], True
-        return is_first
+        num_users, first = self._num_users, []
+        for place, page_id in enumerate(page_ids):
+            count = num_users[page_id]
+            if count > 1:  # so it was shared before
+                num_users[page_id] = count + 1
+            elif page_id != SCRATCH_PAGE and self._share(page_id):
+                first.append(place)
+        return first
 
     def touch(self, page_id: int) -> None:
         """Let a kept page be the last to be evicted; one in use is ignored."""
@@ -122,6 +137,17 @@ class PagePool:
                 return
         self._until[page_id] = max(until, self._until.get(page_id, until))
         self.touch(page_id)
+
+    def hold_back(self, page_ids: Iterable[int]) -> None:
+        """Let kept pages be evicted after those that nobody counts on, until each is let go as often."""
+        self._held_back.update(page_ids)
+
+    def let_go(self, page_ids: Iterable[int]) -> None:
+        """See `hold_back`."""
+        for page_id in page_ids:
+            self._held_back[page_id] -= 1
+            if self._held_back[page_id] <= 0:
+                del self._held_back[page_id]
 
     def release(self, page_id: int, *, is_left_behind: bool = False) -> None:
         """One user less; the last one frees the page, or leaves it kept. Raises KeyError if nobody uses it.
@@ -167,9 +193,18 @@ class PagePool:
         """The page of that name, in use or kept."""
         return self._by_name.get(name)
 
+    def find_run(self, names: Iterable[bytes]) -> list[int]:
+        """The pages of these names, up to the first that is not there."""
+        found = list(map(self._by_name.get, names, itertools.repeat(SCRATCH_PAGE)))
+        return found if all(found) else found[: found.index(SCRATCH_PAGE)]
+
     def is_kept(self, page_id: int) -> bool:
         """Whether nobody uses the page but it can be found."""
         return page_id in self._kept
+
+    def num_kept_of(self, page_ids: Iterable[int]) -> int:
+        """How many of these pages, all in use or kept, nobody uses."""
+        return list(map(self._num_users.__getitem__, page_ids)).count(0)
 
     def forget(self) -> int:
         """Free all kept pages; returns how many there were. Pages in use lose their names."""
@@ -203,8 +238,18 @@ class PagePool:
         assert not free & set(self._tails), "a free page has a tail"
         assert not free & set(named), "a free page has a name"
 
+    def _share(self, page_id: int) -> bool:
+        """One more user of a page with one or none; whether it never had two before."""
+        if self._num_users[page_id] == 0:
+            self._kept.remove(page_id)  # raises KeyError
+            self.num_used += 1
+        self._num_users[page_id] += 1
+        is_first, self._was_shared[page_id] = not self._was_shared[page_id], True
+        return is_first
+
     def _evict(self) -> int:
         """Take the page kept longest; it is nameless afterwards. Of those promised, the first whose time is over."""
+        self._pass_over_held_back()
         late = self._kept.first_late
         if late is not None and self._until.get(late, 0.0) <= self._clock():
             self._kept.remove(late)
@@ -218,6 +263,14 @@ class PagePool:
         self._drop_tail(page_id)
         self.num_evicted += 1
         return page_id
+
+    def _pass_over_held_back(self) -> None:
+        """Have a page that nobody counts on come first, if there is one; those before it are kept anew."""
+        if len(self._held_back) < self._kept.size:
+            for _ in range(len(self._held_back)):
+                if self._kept.first not in self._held_back:
+                    return
+                self.touch(self._kept.first)
 
     def _keep(self, page_id: int, *, is_left_behind: bool = False) -> None:
         if page_id in self._until:
@@ -275,6 +328,14 @@ class _Order:
         """The first of those appended late."""
         return self._next[self._late_start] or None
 
+    @property
+    def first(self) -> int:
+        """The first of all; there must be one."""
+        page_id = self._next[SCRATCH_PAGE]
+        while page_id >= self._early_end:
+            page_id = self._next[page_id]
+        return page_id
+
     def remove(self, page_id: int) -> None:
         if page_id not in self:
             raise KeyError(page_id)
@@ -284,9 +345,7 @@ class _Order:
         self.size -= 1
 
     def pop_first(self) -> int:
-        page_id = self._next[SCRATCH_PAGE]
-        while page_id >= self._early_end:
-            page_id = self._next[page_id]
+        page_id = self.first
         self.remove(page_id)
         return page_id
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from vllm_mlx.kv.blocks import PagePool
 from vllm_mlx.kv.checkpoints import Checkpoints
@@ -12,39 +13,118 @@ from vllm_mlx.kv.tables import Table
 from vllm_mlx.kv.tiers.record import Kind
 
 
+class _Reader(NamedTuple):
+    """A sequence that has asked the disk, and has no table yet."""
+
+    num_pages: int
+    """That it counts on, and that nobody uses: those to come, and those before them."""
+    coming: set[tuple[Kind, bytes]]
+    """What it asked for and did not get yet."""
+    held: list[int]
+    """Pages that are not to be given to others meanwhile."""
+
+
 class Loader:
-    """Moves pages and checkpoints between the disk and memory; what the runner must do for it is collected."""
+    """Moves pages and checkpoints between the disk and memory; what the runner must do for it is collected.
+
+    What is loaded is in nobody's use until its sequence has a table. So that several who read do not take the place of
+    each other's pages, one begins only if there is room for it beside what the others count on; who has to wait for
+    that is next. What somebody is loading already is waited for.
+    """
 
     def __init__(self, disk: DiskCache, matcher: Matcher, pool: PagePool, checkpoints: Checkpoints) -> None:
         self.disk = disk
         self._matcher = matcher
         self._pool = pool
         self._checkpoints = checkpoints
+        self._readers: dict[str, _Reader] = {}
+        self._line: dict[str, None] = {}
+        """Who waits for room, first come first."""
+        self._has_left = False
+        """Whether a reader has made room since the first in the line was told that there is none."""
+        self._awaited: dict[str, tuple[Kind, bytes]] = {}
+        """What others are loading, by who waits for it."""
         self.imports: dict[int, bytes] = {}
         """Payloads by page id, for the next step. A page that changed hands since comes in once, with the last."""
         self.checkpoint_imports: dict[int, bytes] = {}
 
-    def is_done(self, seq_id: str, table: Table, token_ids: Sequence[int], match: Match) -> bool:
-        """Load what the disk has of a waiting sequence beyond `match`; True once there is nothing to wait for."""
+    def is_waiting(self, seq_id: str, table: Table) -> bool:
+        """Take what has come for a sequence without a table; whether more is to come, or it is not its turn."""
         if table.was_read:
-            return True
-        if not self.disk.is_reading(seq_id):
-            if self.disk.is_stalled:
-                table.was_read = True
+            return False
+        awaited = self._awaited.get(seq_id)
+        if awaited is not None:
+            if self._is_coming(awaited):
                 return True
-            count, names, checkpoint = self._matcher.on_disk(self.disk, table, token_ids, match)
-            table.was_read = count <= match.count
-            if not table.was_read:
-                self._spare(self._matcher.needed(table.names, count))
-                self.disk.read(seq_id, names, checkpoint)
-            return table.was_read
+            del self._awaited[seq_id]
+        if seq_id in self._line:
+            return next(iter(self._line)) != seq_id or not self._has_left
+        if not self.disk.is_reading(seq_id):
+            return False
+        reader = self._readers[seq_id]
         for kind, name, payload in self.disk.take(seq_id):
+            reader.coming.discard((kind, name))
             if kind is Kind.CHECKPOINT:
                 self._take_checkpoint(name, payload)
             else:
-                self._take_page(name, payload)
+                self._take_page(name, payload, reader)
         table.was_read = not self.disk.is_reading(seq_id)
-        return table.was_read
+        return not table.was_read
+
+    def begin(self, seq_id: str, table: Table, token_ids: Sequence[int], match: Match) -> bool:
+        """Ask the disk for what a sequence lacks beyond `match`, once; whether there is anything to wait for."""
+        if self.disk.is_stalled:
+            table.was_read = True
+        if table.was_read:
+            return False
+        self._give_up_claim(seq_id)
+        count, names, checkpoint = self._matcher.on_disk(self.disk, table, token_ids, match)
+        if count <= match.count:
+            self._line.pop(seq_id, None)
+            table.was_read = True
+            return False
+        wanted = [(Kind.PAGE, name) for name in names]
+        wanted += [(Kind.CHECKPOINT, checkpoint)] if checkpoint is not None else []
+        known = (self._pool.find(name) for name in self._matcher.needed(table.names, count))
+        held = [page_id for page_id in known if page_id is not None and self._pool.is_kept(page_id)]
+        awaited = next(filter(self._is_coming, reversed(wanted)), None)
+        if awaited is not None:
+            self._line.pop(seq_id, None)
+            self._awaited[seq_id] = awaited
+        elif self._has_room(seq_id, len(names) + len(held)):
+            self._line.pop(seq_id, None)
+            self._pool.hold_back(held)
+            self._readers[seq_id] = _Reader(len(names) + len(held), set(wanted), held)
+            self.disk.read(seq_id, names, checkpoint)
+        return True
+
+    def leave(self, seq_id: str) -> None:
+        """The sequence has a table, or is gone; one that is not known is ignored."""
+        self.disk.cancel(seq_id)
+        self._line.pop(seq_id, None)
+        self._awaited.pop(seq_id, None)
+        self._give_up_claim(seq_id)
+
+    def _give_up_claim(self, seq_id: str) -> None:
+        reader = self._readers.pop(seq_id, None)
+        if reader is not None:
+            self._pool.let_go(reader.held)
+            self._has_left = True
+
+    def _has_room(self, seq_id: str, num_pages: int) -> bool:
+        """Whether so many pages are left by those who read; if not, the sequence stands in line."""
+        num_claimed = sum(reader.num_pages for reader in self._readers.values())
+        is_next = not self._line or next(iter(self._line)) == seq_id
+        if is_next and num_claimed + num_pages <= self._pool.num_free:
+            return True
+        if is_next:
+            self._has_left = not self._readers  # without readers, room depends on others
+        self._line[seq_id] = None
+        return False
+
+    def _is_coming(self, wanted: tuple[Kind, bytes]) -> bool:
+        """Whether somebody is loading that."""
+        return any(wanted in each.coming and self.disk.is_reading(name) for name, each in self._readers.items())
 
     @property
     def has_orders(self) -> bool:
@@ -71,18 +151,14 @@ class Loader:
         )
         return None if found in coming else found
 
-    def _spare(self, names: Iterable[bytes]) -> None:
-        """What is loaded must not take the place of the pages before it: they count as used now, the first last."""
-        for name in reversed(tuple(names)):
-            page_id = self._pool.find(name)
-            if page_id is not None:
-                self._pool.touch(page_id)
-
-    def _take_page(self, name: bytes, payload: bytes) -> None:
-        if self._pool.find(name) is None and self._pool.num_free:
+    def _take_page(self, name: bytes, payload: bytes, reader: _Reader) -> None:
+        page_id = self._pool.find(name)
+        if page_id is None and self._pool.num_free:
             (page_id,) = self._pool.allocate(1)
             self._pool.set_name(page_id, name)
             self._pool.release(page_id)
+            self._pool.hold_back([page_id])
+            reader.held.append(page_id)
             self.imports[page_id] = payload
 
     def _take_checkpoint(self, name: bytes, payload: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.core.messages import CacheFreed, Stats
 from vllm_mlx.kv.admission import Admission, Admitted, CheckpointRules, Orders
-from vllm_mlx.kv.blocks import SCRATCH_PAGE, PagePool, group_name
+from vllm_mlx.kv.blocks import PagePool, group_name
 from vllm_mlx.kv.checkpoints import Checkpoints
 from vllm_mlx.kv.disk import DiskCache, Export
 from vllm_mlx.kv.holdings import Holdings
@@ -64,6 +64,7 @@ class KVManager:
         kept = (self._pool, self._checkpoints, self._matcher, disk if loads else None)
         self._pins = Pins(*kept, num_pages=num_pages, page_size=page_size, clock=clock)
         self._copies: list[tuple[int, int]] = []
+        self._fitting = self.most_tokens if self.num_usable else None
 
     @property
     def num_used(self) -> int:
@@ -118,6 +119,8 @@ class KVManager:
 
     def could_fit(self, num_tokens: int, *, token_ids: Sequence[int] = (), salt: bytes = b"") -> bool:
         """Whether `num_tokens` tokens, of which `token_ids` are known, fit if nobody else uses a page."""
+        if self._fitting is not None and num_tokens <= self._fitting and not self._pins:
+            return True
         num_missing = self._groups.pages_for(num_tokens) - self.num_usable
         if num_missing <= 0 or not self._pins:
             return num_missing <= 0
@@ -139,41 +142,44 @@ class KVManager:
         breakpoints: tuple[int, ...] = (),
         is_pinned: bool = False,
         keeps: tuple[tuple[int, int], ...] = (),
+        blocks: tuple[int, ...] = (),
     ) -> Admitted | Admission:
         """Give a sequence without a table one that covers `num_tokens` tokens, `token_ids` being the known ones.
 
         `headroom` pages stay free besides. `breakpoints` are lengths of its beginnings that others may share; what
         is pinned stays until `forget`. `keeps` are beginnings that are given up last: tokens, and for how many seconds.
+        `blocks`: see `Prompt`.
         """
-        table = self._waiting.setdefault(seq_id, Table(salt))
+        table = self._waiting.setdefault(seq_id, Table(salt, blocks=blocks))
         table.breakpoints, table.is_pinned, table.keeps = breakpoints, is_pinned, keeps
         if table.awaited in self._under_way:
             return Admission.PREFIX_UNDER_WAY
+        if self._loader is not None and self._loader.is_waiting(seq_id, table):
+            return Admission.READING
         match = self._match(table, token_ids)
         table.awaited = self._last_under_way(table, token_ids, match)
         if table.awaited is not None:
             return Admission.PREFIX_UNDER_WAY
-        if self._loader is not None and not table.was_read:
-            if not self._loader.is_done(seq_id, table, token_ids, match):
-                return Admission.READING
-            match = self._match(table, token_ids)
         num_missing = self._holdings.num_missing(match, num_tokens, is_alone=not self._tables)
-        num_kept = sum(self._pool.is_kept(page_id) for page_id in match.page_ids)
+        num_kept = self._pool.num_kept_of(match.page_ids)
         num_spare = self._pool.num_free - self._holdings.num_promised - num_kept - num_missing - headroom
         if num_spare < 0:
             return Admission.NO_ROOM
+        if self._loader is not None and self._loader.begin(seq_id, table, token_ids, match):
+            return Admission.READING
         self._share(match, table.names)
         sources, num_copied = self._matcher.tail(table, token_ids, match.count)
         if num_spare < len(sources):
             sources, num_copied = (), 0
-        for source in sources:
-            self._pool.share(source)  # until the copy is on its way, see `take_orders`
+        self._pool.share(sources)  # until the copies are on their way, see `take_orders`
         self._holdings.begin(table, match, num_tokens, has_copy=bool(sources))
         self._copies += (
             (source, page_ids[match.count]) for source, page_ids in zip(sources, table.tables, strict=False)
         )
         self._begin(seq_id, table, token_ids, match)
         self._tables[seq_id] = self._waiting.pop(seq_id)
+        if self._loader is not None:
+            self._loader.leave(seq_id)
         return Admitted(match.count * self._page_size + num_copied, match.checkpoint)
 
     def reserve(self, seq_id: str, num_tokens: int) -> bool:
@@ -241,7 +247,7 @@ class KVManager:
         """
         self._waiting.pop(seq_id, None)
         if self._loader is not None:
-            self._loader.disk.cancel(seq_id)
+            self._loader.leave(seq_id)
         table = self._tables.get(seq_id)
         if table is None:
             return
@@ -341,9 +347,9 @@ class KVManager:
     def _share(self, match: Match, names: Sequence[bytes]) -> None:
         """Use what was found, and offer to the disk what is used for the second time."""
         for group, page_ids in enumerate(match.tables):
-            for name, page_id in zip(names, page_ids, strict=False):
-                if page_id != SCRATCH_PAGE and self._pool.share(page_id) and self._loader is not None:
-                    self._loader.disk.offer(Kind.PAGE, group_name(name, group))
+            for index in self._pool.share(page_ids):
+                if self._loader is not None:
+                    self._loader.disk.offer(Kind.PAGE, group_name(names[index], group))
         if match.checkpoint is not None and self._checkpoints.use(match.checkpoint) and self._loader is not None:
             # By the name that it was found by: of rows, that is where this prompt and the one before part.
             size = self._checkpoints.size_of(match.checkpoint)

@@ -8,7 +8,8 @@ import msgspec
 
 from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.kv.admission import CheckpointRules
-from vllm_mlx.kv.blocks import SCRATCH_PAGE, PagePool, group_name
+from vllm_mlx.kv.blocks import SCRATCH_PAGE, PagePool, common_length, group_name, group_names
+from vllm_mlx.kv.chains import Chains
 from vllm_mlx.kv.checkpoints import Checkpoints
 from vllm_mlx.kv.disk import DiskCache
 from vllm_mlx.kv.tables import Table
@@ -48,7 +49,9 @@ class Matcher:
         self._page_size = groups.page_size
         self._all = range(len(groups.windows))
         self._windowed = [group for group in self._all if groups.windows[group] is not None]
+        self._whole = [group for group in self._all if groups.windows[group] is None]
         self._rules = rules
+        self._chains = Chains(page_size=groups.page_size)
 
     @property
     def nothing(self) -> Match:
@@ -58,12 +61,10 @@ class Matcher:
     def match(self, table: Table, token_ids: Sequence[int]) -> Match:
         """The longest known prefix of `token_ids`, at least one token short of them."""
         names = self._names(table, token_ids)
-        count = self._cut(names, self._reach(names, self._pool.find), self._pool.find, self._has_checkpoint)
-        found = [
-            [SCRATCH_PAGE] * first + [self._pool.find(group_name(name, group)) or 0 for name in names[first:count]]
-            for group in self._all
-            for first in (self._first_page(group, count),)
-        ]
+        runs = {group: self._pool.find_run(group_names(names, group)) for group in self._whole}
+        reach = min(map(len, runs.values()), default=len(names))
+        count = self._cut(names, reach, self._pool.find, self._has_checkpoint)
+        found = [runs[group][:count] if group in runs else self._window(names, group, count) for group in self._all]
         checkpoint = self._checkpoints.find(names[count - 1]) if count and self._rules is not None else None
         return Match(tuple(found), count, checkpoint)
 
@@ -90,7 +91,7 @@ class Matcher:
             if found is None:
                 return (), 0
             page_ids.append(found[0])
-            num_equal = min(num_equal, _num_equal(known, found[1]))
+            num_equal = min(num_equal, common_length(known, found[1]))
         return (tuple(page_ids), num_equal) if num_equal else ((), 0)
 
     def found(self, table: Table, token_ids: Sequence[int], *, disk: DiskCache | None) -> tuple[int, int]:
@@ -129,7 +130,14 @@ class Matcher:
     def _names(self, table: Table, token_ids: Sequence[int]) -> list[bytes]:
         """Names of the full pages before the last token, in the first group."""
         most = (len(token_ids) - 1) // self._page_size
+        if not table.names:
+            table.names = self._chains.names(token_ids, most, salt=table.salt, blocks=table.blocks)
         return table.name_pages(token_ids, most, page_size=self._page_size)[:most]
+
+    def _window(self, names: Sequence[bytes], group: int, count: int) -> list[int]:
+        """The pages that a window shows behind the first `count`, which are there; 0 before them."""
+        first = self._first_page(group, count)
+        return [SCRATCH_PAGE] * first + self._pool.find_run(group_names(names[first:count], group))
 
     def _has_checkpoint(self, name: bytes) -> bool:
         return self._checkpoints.find(name) is not None
@@ -140,10 +148,9 @@ class Matcher:
     def _reach(self, names: Sequence[bytes], is_there: IsThere) -> int:
         """How many pages follow each other from the first on in all groups without a window."""
         reach = len(names)
-        for group in self._all:
-            if group not in self._windowed:
-                missing = (i for i in range(reach) if not is_there(group_name(names[i], group)))
-                reach = next(missing, reach)
+        for group in self._whole:
+            missing = (i for i in range(reach) if not is_there(group_name(names[i], group)))
+            reach = next(missing, reach)
         return reach
 
     def _cut(self, names: Sequence[bytes], reach: int, is_there: IsThere, has_checkpoint: IsThere) -> int:
@@ -166,9 +173,3 @@ class Matcher:
                 if not is_there(group_name(names[index], group)):
                     return index
         return None
-
-
-def _num_equal(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(ours, theirs, strict=False))
-    return next((i for i, (one, other) in pairs if one != other), min(len(ours), len(theirs)))

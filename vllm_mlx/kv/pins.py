@@ -71,7 +71,7 @@ class Pins:
                 continue
             if len(self.page_ids) >= self._most:
                 return
-            self._pool.share(page_id)
+            self._pool.share([page_id])
             self.page_ids.add(page_id)
             if self._disk is not None:
                 self._disk.offer(Kind.PAGE, name)

@@ -23,6 +23,8 @@ class Table:
     """Its prompt is to stay."""
     keeps: tuple[tuple[int, int], ...] = ()
     """Beginnings of its prompt that are given up last: tokens, and for how many seconds."""
+    blocks: tuple[int, ...] = ()
+    """See `Prompt.blocks`."""
     tables: tuple[tuple[int, ...], ...] = ()
     """Its pages in each group; 0 for those that were left behind."""
     row_tables: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] = ((), ())
