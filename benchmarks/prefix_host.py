@@ -30,6 +30,7 @@ from vllm_mlx.core.messages import FromEngine, Outputs, Submit, ToEngine
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import RunnerInfo, Step, StepResult
+from vllm_mlx.engine import child
 from vllm_mlx.engine.scheduler import Scheduler
 from vllm_mlx.engine.transport import ServerChannel, SocketInbox
 from vllm_mlx.kv.manager import Admitted, KVManager
@@ -247,6 +248,8 @@ def _result(step: Step) -> StepResult:
 
 def measure_arrivals(given: argparse.Namespace) -> None:
     """Print the parts of the round that took the engine's thread least: what else is there makes rounds slower only."""
+    if hasattr(child, "collect_seldom"):  # trees may be compared that have no such thing
+        child.collect_seldom()
     arrivals = Arrivals(prefix=given.prefix, suffix=given.suffix, rows=given.rows)
     both = asyncio.run(arrivals.run(given.rounds))
     print(f"{given.rows} requests, {given.prefix} tokens alike and {given.suffix} of their own")

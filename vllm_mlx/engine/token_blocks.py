@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from vllm_mlx.core.messages import Submit, ToEngine
-from vllm_mlx.core.prompt import BLOCK_TOKENS
+from vllm_mlx.core.prompt import BLOCK_TOKENS, Prompt
 
 MAX_BLOCKS = 512
 """That are remembered: a quarter of a million tokens, some ten megabytes."""
@@ -46,14 +46,23 @@ class _Block(NamedTuple):
     token_ids: tuple[int, ...]
 
 
+class _Joined(NamedTuple):
+    """The blocks of a prompt, one after the other."""
+
+    blocks: tuple[bytes, ...] = ()
+    numbers: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+
 class BlockReader:
-    """Puts messages together again. Remembers the blocks used last."""
+    """Puts messages together again. Remembers the blocks used last, and those of the last prompt as a whole."""
 
     def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
         self._max_blocks = max_blocks
         self._numbers = itertools.count()
         self._decode = msgspec.msgpack.Decoder(tuple[int, ...]).decode
         self._known: OrderedDict[bytes, _Block] = OrderedDict()
+        self._last = _Joined()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -62,14 +71,16 @@ class BlockReader:
         """The message that `sent` was given; the blocks of its prompt have numbers now."""
         if not isinstance(message, SentSubmit):
             return message
-        blocks = [self._block(encoded) for encoded in message.blocks]
-        token_ids: list[int] = []
-        for block in blocks:
-            token_ids += block.token_ids
-        token_ids += message.submit.prompt.token_ids
-        numbers = tuple(block.number for block in blocks)
-        prompt = msgspec.structs.replace(message.submit.prompt, token_ids=tuple(token_ids), blocks=numbers)
+        if message.blocks != self._last.blocks:
+            self._last = self._join(message.blocks)
+        rest = message.submit.prompt
+        prompt = Prompt(self._last.token_ids + rest.token_ids, rest.salt, self._last.numbers)
         return msgspec.structs.replace(message.submit, prompt=prompt)
+
+    def _join(self, encoded: tuple[bytes, ...]) -> _Joined:
+        blocks = list(map(self._block, encoded))
+        token_ids = itertools.chain.from_iterable(block.token_ids for block in blocks)
+        return _Joined(encoded, tuple(block.number for block in blocks), tuple(token_ids))
 
     def _block(self, encoded: bytes) -> _Block:
         found = self._known.get(encoded)

@@ -40,6 +40,15 @@ class Holdings:
             num_missing += min(num_rest, back + 2 - num_shared if is_alone else back + self._num_new)
         return num_missing
 
+    def num_spare(self, match: Match, num_missing: int) -> int:
+        """Pages that are free besides those in `match`, so many more, and those promised to others; less than none if
+        these are too many.
+        """
+        num_free = self._pool.num_free - self.num_promised - num_missing
+        if num_free >= match.num_pages + len(match.tables):
+            return num_free - match.num_pages  # more than enough, even if nobody used what was found
+        return num_free - self._pool.num_kept_of(match.page_ids)
+
     def begin(self, table: Table, match: Match, num_tokens: int, *, has_copy: bool) -> None:
         """Give a table its first pages, in every group one for a copy if it has one. The match is shared already.
 

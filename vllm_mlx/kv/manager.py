@@ -161,8 +161,7 @@ class KVManager:
         if table.awaited is not None:
             return Admission.PREFIX_UNDER_WAY
         num_missing = self._holdings.num_missing(match, num_tokens, is_alone=not self._tables)
-        num_kept = self._pool.num_kept_of(match.page_ids)
-        num_spare = self._pool.num_free - self._holdings.num_promised - num_kept - num_missing - headroom
+        num_spare = self._holdings.num_spare(match, num_missing + headroom)
         if num_spare < 0:
             return Admission.NO_ROOM
         if self._loader is not None and self._loader.begin(seq_id, table, token_ids, match):

@@ -28,6 +28,11 @@ class Match(msgspec.Struct, frozen=True):
     checkpoint: int | None = None
 
     @property
+    def num_pages(self) -> int:
+        """At most so many pages are in it."""
+        return self.count * len(self.tables)
+
+    @property
     def page_ids(self) -> list[int]:
         """The pages of all groups."""
         return [page_id for page_ids in self.tables for page_id in page_ids if page_id != SCRATCH_PAGE]
