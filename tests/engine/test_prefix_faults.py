@@ -64,19 +64,6 @@ def test_state_that_comes_in_is_not_sent_out_in_the_same_step(kind: str, tmp_pat
         world.run(submit("b", range(40), max_tokens=1))
 
 
-def test_a_page_comes_in_once_in_a_step(tmp_path: Path) -> None:
-    store_twice_used(tmp_path, range(40), [3] * 40)
-    with opened(disk=tmp_path, num_pages=13) as world:
-        world.scheduler.submit(submit("a", range(40), max_tokens=1))
-        world.scheduler.submit(submit("b", [3] * 40, max_tokens=1))
-        world.round()
-        wait_until_read(world, 18)
-        step = world.scheduler.plan()
-        assert step is not None
-        page_ids = [page_id for page_id, _ in step.imports]
-        assert len(page_ids) == len(set(page_ids)) > 0
-
-
 @pytest.mark.parametrize("kind", ["state", "pages and state", "rows"])
 def test_a_checkpoint_in_flight_is_not_kept_for_another_of_the_same_name(kind: str) -> None:
     world = World(kind)
