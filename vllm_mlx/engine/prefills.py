@@ -101,7 +101,9 @@ class Prefills:
             return sequence.num_computed
         if sequence.num_found is None and self._may_look_up and len(sequence.token_ids) > limit:
             self._may_look_up = False
-            sequence.num_found = self._kv.expect(sequence.request_id, sequence.token_ids, salt=sequence.salt)
+            blocks = sequence.submit.prompt.blocks
+            known = sequence.token_ids
+            sequence.num_found = self._kv.expect(sequence.request_id, known, salt=sequence.salt, blocks=blocks)
         return sequence.num_found or 0
 
     def _compute(self, sequence: Sequence, size: int, draft: Draft) -> None:

@@ -11,6 +11,7 @@ from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.core.messages import CacheFreed, Stats
 from vllm_mlx.kv.admission import Admission, Admitted, CheckpointRules, Orders
 from vllm_mlx.kv.blocks import PagePool, group_name
+from vllm_mlx.kv.checkpoint_plan import CheckpointPlan
 from vllm_mlx.kv.checkpoints import Checkpoints
 from vllm_mlx.kv.disk import DiskCache, Export
 from vllm_mlx.kv.holdings import Holdings
@@ -52,6 +53,7 @@ class KVManager:
         self._shares_prefixes = shares_prefixes and (num_pages > 0 if rules is None else rules.max_bytes > 0)
         self._pool = PagePool(num_pages, clock=clock)
         self._checkpoints = Checkpoints(rules.max_bytes if rules else 0, clock=clock)
+        self._plan = CheckpointPlan(self._checkpoints, rules=rules, page_size=page_size)
         self._groups = PageGroups(windows if num_pages else (), page_size)
         self._has_windows = self._groups.has_windows
         self._matcher = Matcher(self._pool, self._checkpoints, self._groups, rules=rules)
@@ -198,31 +200,14 @@ class KVManager:
 
     def checkpoint_due(self, seq_id: str, num_computed: int) -> int | None:
         """The number of the checkpoint to take once `num_computed` tokens are computed; None if none is due."""
-        rules, table = self._rules, self._tables[seq_id]
-        if rules is None or not self._shares_prefixes or num_computed < self._page_size:
-            return None
-        if num_computed > table.num_known:
-            is_due = num_computed % rules.decode_interval == 0
-        else:
-            is_due = num_computed == table.num_known if rules.can_be_cut else num_computed in table.stops
-        return self._checkpoints.next_number() if is_due else None
+        return self._plan.due(self._tables[seq_id], num_computed) if self._shares_prefixes else None
 
     def keep_checkpoint(
         self, seq_id: str, number: int, token_ids: Sequence[int], *, num_computed: int, size_bytes: int
     ) -> None:
         """A checkpoint was taken behind the first `num_computed` tokens of a sequence that has a table."""
-        table, rules = self._tables[seq_id], self._rules
-        assert rules is not None
-        count = num_computed // self._page_size
-        names = table.name_pages(token_ids, count, page_size=self._page_size)
-        mine = names[:count] if rules.can_be_cut else names[count - 1 : count]
-        former = None
-        if num_computed > table.num_known:
-            former, table.last_checkpoint = table.last_checkpoint, number
-        is_pinned = table.is_pinned and num_computed <= table.num_known
-        self._checkpoints.keep(number, mine, size_bytes=size_bytes, is_pinned=is_pinned)
-        if former is not None and self._checkpoints.is_kept(former):
-            self._checkpoints.drop(former)
+        table = self._tables[seq_id]
+        mine = self._plan.keep(table, number, token_ids, num_computed=num_computed, size_bytes=size_bytes)
         self._under_way.retract(seq_id, mine)
 
     def drop_checkpoint(self, number: int) -> None:
@@ -261,12 +246,12 @@ class KVManager:
         """How many of these tokens `admit` would find in memory now, and how many more on disk; changes nothing."""
         return self._found(Table(salt), token_ids)
 
-    def expect(self, seq_id: str, token_ids: Sequence[int], *, salt: bytes = b"") -> int:
+    def expect(self, seq_id: str, token_ids: Sequence[int], *, salt: bytes = b"", blocks: tuple[int, ...] = ()) -> int:
         """How many of its tokens `admit` would find now, in memory or on disk, for a sequence without a table.
 
         Names of its pages are kept for `admit`, which is to follow, or `release`.
         """
-        return sum(self._found(self._waiting.setdefault(seq_id, Table(salt)), token_ids))
+        return sum(self._found(self._waiting.setdefault(seq_id, Table(salt, blocks=blocks)), token_ids))
 
     def _found(self, table: Table, token_ids: Sequence[int]) -> tuple[int, int]:
         """How many of these tokens are in memory, and how many more on disk."""

@@ -233,7 +233,9 @@ class BatchPlace:
         first = begins // PAGE_SIZE
         return first, self.positions // PAGE_SIZE - first + 1
 
-    def _rectangle(self, rows: Integers, group: int, window: int | None, *, like: Rectangle | None = None) -> Rectangle:
+    def _rectangle(
+        self, rows: Integers, group: int, window: int | None, *, like: Rectangle | None = None
+    ) -> Rectangle:
         first, num_pages = self._page_range(window)
         all_pages = self._table(group)
         width = int(num_pages[rows].max())
