@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/benchmarks.md says of GPUs, in stages: each takes some minutes and leaves its files in OUT.
 #
-#   benchmarks/gpu.sh OUT kernels|correctness|every-kernel|engines|http|quantised|pages|steps|prefix|constrained|agent ...
+#   benchmarks/gpu.sh OUT kernels|correctness|every-kernel|engines|http|quantised|pages|steps|prefix|constrained|agent|masks ...
 #
 # Needs MLX for the GPU and mlx-lm with what they need, and no network. Models are written to $MODELS with random
 # weights. $TOKENIZER is a folder with a tokenizer of at most 49,152 tokens (http); $PROTOTYPE a script to compare with.
@@ -96,6 +96,10 @@ prefix() { # many requests with one long prefix
   python3 "$here/shared_prefix.py" "$models/llama-3.2-3b" --output "$out/prefix.json" | tee "$out/prefix.txt"
 }
 
+masks() { # what planning attention costs chunks of prompts
+  python3 "$here/prompt_attention.py" --output "$out/masks.json" | tee "$out/masks.txt"
+}
+
 agent() { # a long first prompt and the turns after it, beside mlx-lm's server
   model llama-3.2-3b-49k llama-3.2-3b --vocab 49152 --tokenizer "${TOKENIZER:-demo}"
   python3 "$here/agent_turns.py" --model "$models/llama-3.2-3b-49k" --python "$(command -v python3)" --rounds 1 \
@@ -110,7 +114,7 @@ steps() {
 
 for stage in "$@"; do
   case $stage in
-    kernels | correctness | every-kernel | engines | http | quantised | pages | steps | prefix | constrained | agent)
+    kernels | correctness | every-kernel | engines | http | quantised | pages | steps | prefix | constrained | agent | masks)
       echo "== $stage"
       "${stage//-/_}"
       ;;

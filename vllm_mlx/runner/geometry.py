@@ -61,18 +61,19 @@ class Span:
 class SinglePlace:
     """One sequence, one chunk: tokens at positions start .. end - 1. The offset is a plain integer.
 
-    With `prefers_array` masks are arrays where the library's attention would otherwise plan anew for every shape.
+    With `prefers_arrays` masks are arrays where the library's attention would otherwise plan anew for every shape.
     """
 
-    def __init__(self, start: int, num_tokens: int, tables: Tables, *, prefers_array: bool = False) -> None:
+    def __init__(self, start: int, num_tokens: int, tables: Tables, *, prefers_arrays: bool = False) -> None:
         self.start = self.offset = start
         self.num_tokens = num_tokens
         self.end = start + num_tokens
-        self._prefers_array = prefers_array and num_tokens > 1
+        self.prefers_arrays = prefers_arrays and num_tokens > 1
         self._tables = tables
         self._writes: dict[int, PoolIndex] = {}
         self._spans: dict[tuple[int, int | None], Span] = {}
         self._masks: dict[tuple[int | None, int], mx.array] = {}
+        self._added: dict[tuple[int | None, int, mx.Dtype], mx.array] = {}
 
     def begin(self, window: int | None) -> int:
         """First position that any token of the chunk looks at."""
@@ -93,17 +94,28 @@ class SinglePlace:
 
     def mask(self, window: int | None, *, begin: int, as_array: bool) -> mx.array | str | None:
         """The chunk's mask over keys from position `begin`: None, 'causal', or a boolean [tokens, end - begin]."""
-        if window is not None and self.end - begin <= window:
-            window = None
-        if window is None and not (as_array or self._prefers_array):
+        window = self._narrowing(window, begin)
+        if window is None and not (as_array or self.prefers_arrays):
             return None if self.num_tokens == 1 else "causal"
-        key = (window, begin)
-        if key not in self._masks:
+        if (window, begin) not in self._masks:
             queries = mx.arange(self.start, self.end)[:, None]
             keys = mx.arange(begin, self.end)[None]
             mask = keys <= queries
-            self._masks[key] = mask if window is None else mask & (keys > queries - window)
-        return self._masks[key]
+            self._masks[window, begin] = mask if window is None else mask & (keys > queries - window)
+        return self._masks[window, begin]
+
+    def added_mask(self, window: int | None, *, begin: int, dtype: mx.Dtype) -> mx.array | str | None:
+        """The same, with what is added to the scores in place of booleans."""
+        mask, key = self.mask(window, begin=begin, as_array=False), (self._narrowing(window, begin), begin, dtype)
+        if not isinstance(mask, mx.array):
+            return mask
+        if key not in self._added:
+            self._added[key] = additive(mask, dtype)
+        return self._added[key]
+
+    def _narrowing(self, window: int | None, begin: int) -> int | None:
+        """The window, if it hides anything of what is behind `begin`."""
+        return None if window is not None and self.end - begin <= window else window
 
 
 class PaddedChunks:
@@ -233,9 +245,7 @@ class BatchPlace:
         first = begins // PAGE_SIZE
         return first, self.positions // PAGE_SIZE - first + 1
 
-    def _rectangle(
-        self, rows: Integers, group: int, window: int | None, *, like: Rectangle | None = None
-    ) -> Rectangle:
+    def _rectangle(self, rows: Integers, group: int, window: int | None, *, like: Rectangle | None = None) -> Rectangle:
         first, num_pages = self._page_range(window)
         all_pages = self._table(group)
         width = int(num_pages[rows].max())
@@ -266,3 +276,8 @@ def _slots_in(page_ids: Sequence[int], positions: Integers) -> Integers:
 def _slots(pages: Integers, positions: Integers) -> Integers:
     """Token slots, counted over all pages, of positions that lie in `pages`."""
     return pages * PAGE_SIZE + positions % PAGE_SIZE
+
+
+def additive(seen: mx.array, dtype: mx.Dtype) -> mx.array:
+    """A boolean mask as what is added to the scores. MLX would make this of it in every layer, for every head."""
+    return mx.where(seen, mx.array(0, dtype), mx.array(mx.finfo(dtype).min, dtype))

@@ -27,7 +27,7 @@ class Pool:
         assert shape.dtype is not None
         self.heads = shape.heads
         self.num_pages = num_pages
-        self._dtype = shape.dtype
+        self.dtype = shape.dtype
         self._packing = shape.packing
         self.arrays = _empty(shape, shape.heads * num_pages * PAGE_SIZE)
         """Keys and values, then their scales if they are quantised: [heads x pages x PAGE_SIZE, ...]."""
@@ -86,7 +86,7 @@ class Pool:
         """Keys and values of what was read from the arrays."""
         if self._packing is None:
             return parts[0], parts[1]
-        keys, values = (self._packing.unpack(parts[i], parts[i + 2], self._dtype) for i in (0, 1))
+        keys, values = (self._packing.unpack(parts[i], parts[i + 2], self.dtype) for i in (0, 1))
         return keys, values
 
     def _grown(self, pool: mx.array, num_pages: int) -> mx.array:
@@ -114,6 +114,9 @@ class Pool:
 
 class LayerPool(Protocol):
     """What a single sequence needs of a pool: `Pool` has it, and on a GPU `KernelPool`."""
+
+    dtype: mx.Dtype
+    """Of keys and values as they are given and read."""
 
     @property
     def rounds(self) -> bool:
@@ -251,9 +254,13 @@ class SinglePageView:
         return self._pool.read_span(self._place.span(self._group, self._window))
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys]."""
-        begin = self._place.begin(self._window)
-        return self._place.mask(narrower(self._window, window_size), begin=begin, as_array=return_array)
+        """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys]; where arrays are preferred and attention
+        alone will see it, what is added to the scores.
+        """
+        begin, window = self._place.begin(self._window), narrower(self._window, window_size)
+        if return_array or not self._place.prefers_arrays:
+            return self._place.mask(window, begin=begin, as_array=return_array)
+        return self._place.added_mask(window, begin=begin, dtype=self._pool.dtype)
 
 
 class BatchPageView(Fetching):

@@ -346,7 +346,7 @@ class MlxRunner:
             self._pages.ensure(max(itertools.chain(*tables), default=0))
             num_tokens = token_ids.shape[1]
             odd = self._plans_shapes and num_tokens * (start + num_tokens) <= MAX_UNPLANNED_SCORES
-            cache = self._single_views(slot, SinglePlace(start, num_tokens, tables, prefers_array=odd))
+            cache = self._single_views(slot, SinglePlace(start, num_tokens, tables, prefers_arrays=odd))
         else:
             cache = self._own[slot]
         logits: mx.array = self._model(token_ids, cache=cache)

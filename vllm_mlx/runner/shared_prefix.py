@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from vllm_mlx.core.step import PrefillRow
-from vllm_mlx.runner.geometry import PaddedChunks
+from vllm_mlx.runner.geometry import PaddedChunks, additive
 from vllm_mlx.runner.kernel_pages import KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, Fetching, narrower
 
@@ -114,7 +114,3 @@ def _padded_keys(num_keys: int) -> int:
     multiple = max(MIN_KEYS_MULTIPLE, (1 << num_keys.bit_length() - 1) // KEYS_STEPS)
     return -(-num_keys // multiple) * multiple
 
-
-def additive(seen: mx.array, dtype: mx.Dtype) -> mx.array:
-    """A boolean mask as what is added to the scores. MLX would make this of it in every layer, for every head."""
-    return mx.where(seen, mx.array(0, dtype), mx.array(mx.finfo(dtype).min, dtype))

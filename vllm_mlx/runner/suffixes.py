@@ -19,11 +19,11 @@ import mlx.nn as nn
 import numpy as np
 
 from vllm_mlx.core.step import PrefillRow
-from vllm_mlx.runner.geometry import PaddedChunks
+from vllm_mlx.runner.geometry import PaddedChunks, additive
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
-from vllm_mlx.runner.shared_prefix import SharedPrefix, SharedPrefixView, additive, padded_count, padded_size
+from vllm_mlx.runner.shared_prefix import SharedPrefix, SharedPrefixView, padded_count, padded_size
 
 MAX_TOGETHER = 8
 MAX_TOKENS_TOGETHER = 1024
