@@ -1,4 +1,4 @@
-"""What MLX's attention costs a chunk of a prompt, by the kind of its mask: at a shape that is new, and at one that is not.
+"""What MLX's attention costs a chunk of a prompt, by kind of mask: at a shape that is new, and at one that is not.
 
     python benchmarks/prompt_attention.py [--heads 24] [--kv-heads 8] [--dim 128] [--layers 28]
         [--queries 64,230,512,1024,2048] [--keys 2000,20000,60000] [--output results.json]

@@ -254,8 +254,9 @@ class SinglePageView:
         return self._pool.read_span(self._place.span(self._group, self._window))
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys]; where arrays are preferred and attention
-        alone will see it, what is added to the scores.
+        """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys].
+
+        Where arrays are preferred and attention alone will see it: what is added to the scores.
         """
         begin, window = self._place.begin(self._window), narrower(self._window, window_size)
         if return_array or not self._place.prefers_arrays:
