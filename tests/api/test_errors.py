@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import urllib.error
@@ -42,6 +43,13 @@ async def test_unknown_field_is_named(client: httpx.AsyncClient) -> None:
     error = error_of(await client.post(CHAT, json={**BODY, "max_token": 3}), 400)
     assert (error["param"], error["type"]) == ("max_token", "invalid_request_error")
     assert "max_tokens" in error["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses", "/tokenize"])
+async def test_compressed_body_is_415(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.post(path, content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
+    assert answer.status_code == 415
+    assert "content-encoding 'gzip'" in answer.json()["error"]["message"]
 
 
 async def test_unknown_path_is_404(client: httpx.AsyncClient) -> None:

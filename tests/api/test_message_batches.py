@@ -48,13 +48,13 @@ def reached(client: Anthropic, batch_id: str, status: str = "ended") -> MessageB
 
 
 def test_each_request_has_its_result(client: Anthropic) -> None:
-    wrong = wanted("wrong", top_k="many")
-    batch = client.messages.batches.create(requests=[wanted("a"), wrong, wanted("b", max_tokens=2)])
+    wrong, alone = wanted("wrong", top_k="many"), wanted("alone", background=True)
+    batch = client.messages.batches.create(requests=[wanted("a"), wrong, wanted("b", max_tokens=2), alone])
     assert batch.id.startswith("msgbatch_")
-    assert (batch.processing_status, batch.request_counts.processing) == ("in_progress", 3)
+    assert (batch.processing_status, batch.request_counts.processing) == ("in_progress", 4)
     ended = reached(client, batch.id)
     counts = ended.request_counts
-    assert (counts.processing, counts.succeeded, counts.errored, counts.expired) == (0, 2, 1, 0)
+    assert (counts.processing, counts.succeeded, counts.errored, counts.expired) == (0, 2, 2, 0)
     assert ended.ended_at is not None
     results = {line.custom_id: line.result for line in client.messages.batches.results(batch.id)}
     assert results["a"].type == results["b"].type == "succeeded"
@@ -62,6 +62,7 @@ def test_each_request_has_its_result(client: Anthropic) -> None:
     assert results["wrong"].type == "errored"
     assert results["wrong"].error.error.type == "invalid_request_error"
     assert "top_k" in results["wrong"].error.error.message
+    assert "background" in results["alone"].error.error.message
 
 
 def test_cancelled_batch_says_what_was_never_begun(client: Anthropic) -> None:

@@ -226,6 +226,15 @@ async def test_answer_goes_on_with_the_assistants_turn(client: httpx.AsyncClient
     assert message["content"][0]["text"] == " three"
 
 
+@pytest.mark.parametrize("content", ["", " \n", [], [{"type": "text", "text": ""}]])
+async def test_empty_turn_of_the_assistant_at_the_end_is_no_beginning(
+    client: httpx.AsyncClient, says: Says, content: Any
+) -> None:
+    message = await ask(client, says, "hello", messages=[*ASK, {"role": "assistant", "content": content}])
+    assert message["content"][0]["text"] == "hello"
+    assert says.prompts[-1].count("assistant") == 1
+
+
 async def test_reasoning_that_is_left_out_comes_back_sealed(client: httpx.AsyncClient, says: Says) -> None:
     thinking = {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}
     message = await ask(client, says, "river</think>Seine", thinking=thinking)
@@ -308,6 +317,9 @@ async def test_answer_has_the_shape_that_was_asked_for(client: httpx.AsyncClient
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "clock"}}, "tool_choice.name"),
         ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "foo": 1}]}]},
+         "messages.0.content.0.foo"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages.0.content.0.text"),
         ({"no_such_field": 1}, "no_such_field"),
         ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management.edits.0"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages.0.content.0"),
@@ -320,6 +332,14 @@ async def test_answer_has_the_shape_that_was_asked_for(client: httpx.AsyncClient
 )  # fmt: skip
 async def test_refusal_names_the_field(client: httpx.AsyncClient, fields: dict[str, Any], name: str) -> None:
     assert name in await refusal(client, **fields)
+
+
+async def test_client_is_told_that_it_can_do_without_a_thread(client: httpx.AsyncClient) -> None:
+    """By these details Anthropic's own tool runner knows that it must send all messages itself."""
+    answer = await client.post(PATH, json={"messages": ASK, "max_tokens": 4, "thread": {"type": "create"}})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["details"]["error_code"]) == (400, "thread_unsupported_request")
+    assert "details" not in (await client.post(PATH, json={"messages": []})).json()["error"]
 
 
 async def test_image_in_a_result_is_refused_by_its_place(client: httpx.AsyncClient) -> None:

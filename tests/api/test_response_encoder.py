@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from vllm_mlx.api.responses.run import frames
 from vllm_mlx.api.sealed import Sealer
 from vllm_mlx.api.wire.freeform import FreeformReader
 from vllm_mlx.api.wire.responses.answers import ResponseAnswer
@@ -115,6 +116,15 @@ def test_reasoning_text_and_calls_come_in_the_documented_order() -> None:
     assert done == last["output"]
 
 
+def test_every_event_is_sent_under_its_type() -> None:
+    encoder = encoder_of()
+    said = [TextDelta(0, "x"), ToolCallDelta(0, 0, "call_a", "f", "{}"), STOP]
+    data = frames([*encoder.opening(), *(event for one in said for event in encoder.chunks(one)), *encoder.ending()])
+    for frame in data.decode().strip().split("\n\n"):
+        name, event = frame.split("\n")
+        assert name == f"event: {json.loads(event.removeprefix('data: '))['type']}"
+
+
 def test_a_summary_is_the_reasoning_where_one_was_asked_for() -> None:
     events = written([ReasoningDelta(0, "one "), ReasoningDelta(0, "two"), TextDelta(0, "x"), STOP], has_summary=True)
     assert kinds(events)[3:8] == [
@@ -180,6 +190,7 @@ def test_an_empty_answer_is_an_empty_message() -> None:
     events = written([STOP])
     (item,) = events[-1]["response"]["output"]
     assert (item["type"], item["content"][0]["text"]) == ("message", "")
+    assert "output_text.delta" not in kinds(events)
 
 
 def test_a_failed_response_keeps_what_was_written() -> None:
@@ -187,7 +198,7 @@ def test_a_failed_response_keeps_what_was_written() -> None:
     list(encoder.opening())
     list(encoder.chunks(TextDelta(0, "half")))
     events = list(encoder.failing(EngineFailure("gone")))
-    assert [event.name for event in events][-2:] == ["response.output_item.done", "response.failed"]
+    assert [event.kind for event in events][-2:] == ["response.output_item.done", "response.failed"]
     assert encoder.answer.status == "failed"
     assert encoder.answer.error is not None
     assert (encoder.answer.error.code, encoder.answer.error.message) == ("server_error", "gone")

@@ -170,6 +170,8 @@ async def test_logprobs_are_in_the_text(client: httpx.AsyncClient) -> None:
         ({"tools": [{"type": "code_interpreter"}]}, "tools.0"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools.0"),
         ({"tools": [{"type": "function"}]}, "tools.0.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools.0.name"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools.0.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice.name"),

@@ -107,6 +107,18 @@ async def test_a_call_that_must_come_comes_whatever_the_model_wants(
     assert json.loads(call["function"]["arguments"])["is"] in ("good", "bad")
 
 
+async def test_arguments_that_no_parser_reads_are_shown_as_they_are(client: httpx.AsyncClient, says: Says) -> None:
+    async def answered(arguments: str) -> httpx.Response:
+        call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        result = {"role": "tool", "tool_call_id": "a", "content": "18 degrees"}
+        turns = [*ASK, {"role": "assistant", "tool_calls": [call]}, result]
+        return await client.post(PATH, json={"messages": turns, "max_tokens": 4, "tools": [TOOL]})
+
+    assert (await answered("{junk")).status_code == 200
+    nested = (await answered('{"a":' * 2000 + "1" + "}" * 2000)).json()
+    assert nested["error"]["code"] == "context_length_exceeded"
+
+
 async def test_content_is_null_beside_calls_alone(client: httpx.AsyncClient, says: Says) -> None:
     message = (await ask(client, says, CALL, tools=[TOOL]))["message"]
     assert message["content"] is None

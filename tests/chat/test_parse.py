@@ -99,6 +99,46 @@ def test_slips_in_json_are_mended() -> None:
         assert parse(pieces, tools="hermes", schemas={}).values == [("f", {"a": "x\n\\d'", "b": [1]})]
 
 
+@pytest.mark.parametrize(
+    ("escapes", "text"),
+    [
+        (r"\ud83c\uDF89", "🎉"),
+        (r"\ud83c", "\ufffd"),
+        (r"\udf89", "\ufffd"),
+        (r"\ud83c\n", "\ufffd\n"),
+        (r"\ud83c\ud83c\udf89x", "\ufffd🎉x"),
+        (r"\ud83c\u00e9", "\ufffdé"),
+        (r"\\ud83c", r"\ud83c"),
+    ],
+)
+def test_half_a_character_becomes_the_replacement_character(escapes: str, text: str) -> None:
+    """Parsers of clients refuse a JSON text with half of a surrogate pair, and no answer can carry its value."""
+    inside = json.dumps(f'{{"a": "{escapes}"}}')
+    for call in (f'{{"a": "{escapes}"}}', inside):
+        whole = f'<tool_call>{{"name": "f", "arguments": {call}}}</tool_call>'
+        for pieces in ([whole], list(whole)):
+            assert parse(pieces, tools="hermes", schemas={}).values == [("f", {"a": text})]
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("pythonic", r'[f(a="\ud83c")]'),
+        ("hermes", r'<tool_call>{"name": "f\udf89", "arguments": {"a": 1}}</tool_call>'),
+        ("qwen3_xml", r'<tool_call><function=f><parameter=a>["\ud83c"]</parameter></function></tool_call>'),
+    ],
+)
+def test_no_call_has_half_a_character(name: str, call: str) -> None:
+    parsed = parse([call], tools=name, schemas={"f": {"properties": {"a": {"type": "array"}}}})
+    assert parsed.calls
+    assert all((f"{name}{arguments}").encode() for name, arguments in parsed.calls)
+
+
+def test_arguments_inside_a_text_must_be_json() -> None:
+    call = '<tool_call>{"name": "f", "arguments": "{\\"a\\": NaN}"}</tool_call>'
+    assert parse([call], tools="hermes", schemas={}).content == call
+
+
 def test_long_output_is_read_once() -> None:
     """A value of a megabyte in small pieces; rereading what was held would take minutes."""
     value = "x < y </b " * 100_000

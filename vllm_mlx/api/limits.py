@@ -7,7 +7,7 @@ import contextlib
 
 from starlette.requests import Request
 
-from vllm_mlx.core.errors import PayloadTooLarge
+from vllm_mlx.core.errors import PayloadTooLarge, UnsupportedEncoding
 
 MIB = 1024 * 1024
 _MAX_DISCARDED = 128 * MIB
@@ -15,7 +15,15 @@ _DISCARD_S = 5.0
 
 
 async def read_body(request: Request, *, max_mb: int) -> bytes:
-    """The whole body. Raises PayloadTooLarge by its announced length, or as soon as it has grown past the limit."""
+    """The whole body.
+
+    Raises:
+        PayloadTooLarge: by its announced length, or as soon as it has grown past the limit.
+        UnsupportedEncoding: it is compressed.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedEncoding(f"The body has content-encoding '{encoding[:40]}'; send it uncompressed.")
     max_bytes = max_mb * MIB
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:

@@ -15,6 +15,8 @@ CLOUD_PATTERNS = ("claude-*", "gpt-*", "chatgpt-*", "codex-*", "o[0-9]", "o[0-9]
 """Names of cloud models, which clients ask for unless they are told otherwise."""
 _MAX_NOTICES = 100
 """Names that are remembered as told; names come from clients and have no end."""
+_MAX_SHOWN = 100
+"""Characters of one."""
 
 
 class ModelNames:
@@ -34,6 +36,7 @@ class ModelNames:
         if not any(fnmatchcase(name.lower(), pattern) for pattern in self._patterns):
             message = f"The model '{name}' does not exist. Available model: '{self._served}'."
             raise NotFound(message, param="model", code="model_not_found")
-        if name not in self._noticed and len(self._noticed) < _MAX_NOTICES:
-            self._noticed.add(name)
-            _log.info("requests for model %r are answered by %r (--no-model-aliases refuses them)", name, self._served)
+        shown = name[:_MAX_SHOWN]
+        if shown not in self._noticed and len(self._noticed) < _MAX_NOTICES:
+            self._noticed.add(shown)
+            _log.info("requests for model %r are answered by %r (--no-model-aliases refuses them)", shown, self._served)

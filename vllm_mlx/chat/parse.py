@@ -252,12 +252,12 @@ class OutputParser:
         match action:
             case CallOpen():
                 call_id = action.id or self._call_id()
-                self._events.append(ToolCallDelta(self._choice, self._num_calls, call_id, action.name))
+                self._events.append(ToolCallDelta(self._choice, self._num_calls, call_id, _whole(action.name)))
                 self._num_calls += 1
             case Arguments(text=""):
                 pass
             case Arguments():
-                self._events.append(ToolCallDelta(self._choice, self._num_calls - 1, arguments=action.text))
+                self._events.append(ToolCallDelta(self._choice, self._num_calls - 1, arguments=_whole(action.text)))
             case Thought():
                 self._events.append(ReasoningDelta(self._choice, action.text))
             case Shown():
@@ -294,3 +294,8 @@ class OutputParser:
 
 def _without_label(text: str, labels: tuple[str, ...]) -> str:
     return next((text.removeprefix(label) for label in labels if text.startswith(label)), text)
+
+
+def _whole(text: str) -> str:
+    """The text with U+FFFD for halves of characters, which values can have that were written as escapes."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -117,7 +117,7 @@ def _arguments(text: str) -> Any:
     """Templates expect an object; anything else stays the text that the model wrote."""
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
 

@@ -7,6 +7,7 @@ VllmMlxError
 │   ├── Unauthorized              401
 │   ├── NotFound                  404
 │   ├── PayloadTooLarge           413
+│   ├── UnsupportedEncoding       415
 │   ├── RequestTimeout            504
 │   ├── ServerBusy                503, with Retry-After
 │   └── EngineFailure             500 (this request) or 503 (no engine)
@@ -91,6 +92,14 @@ class PayloadTooLarge(RequestError):
     status = 413
     type = "invalid_request_error"
     code = "payload_too_large"
+
+
+class UnsupportedEncoding(RequestError):
+    """The body is compressed (RFC 9110, section 15.5.16)."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_encoding"
 
 
 class RequestTimeout(RequestError):

@@ -9,6 +9,10 @@ import time
 from typing import Any
 
 ROOT = "vllm_mlx"
+_CHATTY = ("pypdf",)
+"""Libraries that complain to whoever listens about what clients send."""
+_MAX_VALUE = 200
+"""Characters of a field that a person is shown."""
 
 
 class _TextFormatter(logging.Formatter):
@@ -17,9 +21,16 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         name = record.name.removeprefix(f"{ROOT}.")
-        fields = "".join(f"  {key}={value}" for key, value in _fields(record).items())
+        fields = "".join(f"  {key}={_one_word(value)}" for key, value in _fields(record).items())
         line = f"{clock} {record.levelname:<7} {name}  {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _one_word(value: Any) -> str:
+    """A value that neither ends its line nor fills the log: names of fields come from clients."""
+    text = str(value)
+    shown = text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
+    return shown if shown.isprintable() else shown.encode("unicode_escape").decode()
 
 
 class _JsonFormatter(logging.Formatter):
@@ -46,6 +57,8 @@ def setup(level: str = "info", fmt: str = "text") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
+    for name in _CHATTY:
+        logging.getLogger(name).addHandler(logging.NullHandler())
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -17,7 +17,8 @@ from vllm_mlx.api.batches.background import Answer, post
 from vllm_mlx.api.batches.desk import Desk
 from vllm_mlx.api.batches.lines import Line, LineAnswer, LineResponse
 from vllm_mlx.api.batches.store import Store, Work, new_line_id
-from vllm_mlx.api.wire.anthropic.errors import OVERLOADED
+from vllm_mlx.api.dialect import speaks_anthropic
+from vllm_mlx.api.wire.anthropic.errors import OVERLOADED, error_answer
 from vllm_mlx.api.wire.batches import BatchAnswer, BatchError, BatchStatus
 from vllm_mlx.core import log
 from vllm_mlx.core.config import Config
@@ -149,7 +150,7 @@ class BatchRunner:
 
     async def _answered(self, line: Line, work: Work) -> LineAnswer:
         """The endpoint's answer, whatever it is, unless it is that the server has no time."""
-        if (refused := _refused(line)) is not None:
+        if (refused := _refused(line, work.batch.endpoint)) is not None:
             return _line_answer(line, refused)
         headers = {}
         if self._config.cache_tenant_header is not None and work.tenant:
@@ -206,7 +207,7 @@ class _Modes(msgspec.Struct, frozen=True):
     background: bool | None = None
 
 
-def _refused(line: Line) -> Answer | None:
+def _refused(line: Line, endpoint: str) -> Answer | None:
     """The answer to a line that asks for what a batch cannot give; what else is wrong the endpoint will say."""
     try:
         modes = msgspec.json.decode(line.body, type=_Modes)
@@ -216,6 +217,8 @@ def _refused(line: Line) -> Answer | None:
     if name is None:
         return None
     error = InvalidRequest(f"{name} must not be true in a batch.", param=name, code="unsupported_value")
+    if speaks_anthropic({"path": endpoint, "headers": ()}):
+        return Answer(error.status, {}, msgspec.json.encode(error_answer(error, request_id=new_line_id())))
     return Answer(error.status, {}, msgspec.json.encode(errors.body(error)))
 
 

@@ -107,7 +107,7 @@ class Run:
 
 def frames(events: Iterable[StreamEvent]) -> bytes:
     """Events as server-sent events, each under its own name."""
-    return b"".join(b"event: %s\ndata: %s\n\n" % (event.name.encode(), msgspec.json.encode(event)) for event in events)
+    return b"".join(b"event: %s\ndata: %s\n\n" % (event.kind.encode(), msgspec.json.encode(event)) for event in events)
 
 
 def _items(answer: ResponseAnswer) -> list[Item]:

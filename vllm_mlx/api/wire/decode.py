@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -53,21 +54,30 @@ def explain(found: list[ErrorDetails], raw: bytes, model: type[WireModel]) -> In
 
 def _place(error: ErrorDetails, body: Any) -> Path:
     """The path of an error as the caller wrote it: without the names that choices between types add."""
-    path: list[str | int] = []
-    at = body
-    for step in error["loc"]:
-        if isinstance(at, dict) and step in at:
-            at = at[str(step)]
-        elif isinstance(at, list) and isinstance(step, int):
-            at = at[step]
-        else:
-            continue
-        path.append(step)
-    if error["type"] == "missing":
-        path.append(error["loc"][-1])
+    is_missing = error["type"] == "missing"
+    loc = error["loc"][:-1] if is_missing else error["loc"]
+    found = list(_walks(body, loc))
+    # A name that a choice added may be a key, too: the walk that ends at what was wrong is the right one.
+    path = next((path for path, end in found if end == error["input"]), found[0][0])
+    if is_missing:
+        path = (*path, error["loc"][-1])
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        path.append(error["ctx"]["discriminator"].strip("'"))
-    return tuple(path)
+        path = (*path, error["ctx"]["discriminator"].strip("'"))
+    return path
+
+
+def _walks(at: Any, loc: Path) -> Iterator[tuple[Path, Any]]:
+    """The ways to follow a location through a body, and where each ends."""
+    if not loc:
+        yield (), at
+        return
+    step, rest = loc[0], loc[1:]
+    is_key = isinstance(at, dict) and step in at
+    is_place = isinstance(at, list) and isinstance(step, int)
+    if is_key or is_place:
+        yield from (((step, *path), end) for path, end in _walks(at[step], rest))
+    if not is_place and (not is_key or step in (at.get("type"), at.get("role"))):
+        yield from _walks(at, rest)
 
 
 def _message(path: Path, errors: list[ErrorDetails], model: type[WireModel]) -> InvalidRequest:

@@ -14,6 +14,7 @@ from vllm_mlx.core.sampling import MAX_TOP_LOGPROBS, SamplingParams, merge
 MAX_STOP_STRINGS = 16
 MAX_PRIORITY = 1_000_000
 MAX_BAD_WORDS = 1000
+_MAX_ID_DIGITS = 18
 
 BadWord = Annotated[str, Field(max_length=500)]
 
@@ -132,8 +133,9 @@ def token_bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
     if given is None:
         return None
     for key in given:
-        if not (key.isascii() and key.isdigit()):
-            raise InvalidRequest("logit_bias must have token ids (whole numbers) as keys.", param=f"logit_bias.{key}")
+        if not (key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS):
+            message = "logit_bias must have token ids (whole numbers) as keys."
+            raise InvalidRequest(message, param=f"logit_bias.{key[:40]}")
     return {int(key): value for key, value in given.items()}
 
 

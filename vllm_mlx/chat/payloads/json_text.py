@@ -1,7 +1,7 @@
 """One JSON value (RFC 8259), read while it is written.
 
-Three slips of models are mended on the way, so that what is passed on is valid: raw control characters in strings,
-escapes that do not exist, and commas before a closing bracket.
+Four slips of models are mended on the way, so that what is passed on is valid: raw control characters in strings,
+escapes that do not exist, escapes of half a character, and commas before a closing bracket.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ _PLAIN = re.compile(r'(?:[^"\\\x00-\x1f]+|\\["\\/bfnrt])+')
 _SCALAR = re.compile(r"[-+.0-9A-Za-z]+")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _HEX = frozenset("0123456789abcdefABCDEF")
+_HIGH, _LOW = range(0xD800, 0xDC00), range(0xDC00, 0xE000)
+"""The halves of which UTF-16 makes one character; alone they are none, and clients' parsers refuse them."""
+_NO_CHARACTER = "\\ufffd"
 _MAX_DEPTH = 200
 _MAX_SCALAR = 400
 
@@ -36,6 +39,10 @@ class JsonScanner:
         self._scalar = ""
         self._in_string = self._is_key = self._is_escaped = False
         self._num_hex = 0
+        self._unit = ""
+        """Digits of the escape that is being read."""
+        self._half = ""
+        """An escape that is a character only together with the next one."""
 
     def take_output(self) -> str:
         """The text read since the last call, mended."""
@@ -82,9 +89,10 @@ class JsonScanner:
 
     def _fail(self, error: NotACall) -> None:
         self.error = error
-        self._out.append(self._held + self._scalar + ("\\" if self._is_escaped else ""))
-        self._held = self._scalar = ""
-        self._is_escaped = False
+        escape = "\\" if self._is_escaped else f"\\u{self._unit}" if self._num_hex else ""
+        self._out.append(self._held + self._scalar + self._half + escape)
+        self._held = self._scalar = self._half = ""
+        self._is_escaped, self._num_hex = False, 0
 
     def _space(self, space: str) -> None:
         if self._held:
@@ -157,6 +165,7 @@ class JsonScanner:
 
     def _read_string(self, text: str, at: int) -> int:
         if not self._is_escaped and (match := _PLAIN.match(text, at)) and not self._num_hex:
+            self._end_half()
             self._out.append(match.group())
             return match.end()
         char = text[at]
@@ -167,8 +176,10 @@ class JsonScanner:
         elif char == "\\":
             self._is_escaped = True
         elif char == '"':
+            self._end_half()
             self._end_string()
         else:
+            self._end_half()
             self._out.append(json.dumps(char)[1:-1])
         return at + 1
 
@@ -184,8 +195,10 @@ class JsonScanner:
     def _escape(self, char: str) -> None:
         self._is_escaped = False
         if char == "u":
-            self._num_hex = 4
-        if char in '"\\/bfnrtu':
+            self._num_hex, self._unit = 4, ""
+            return
+        self._end_half()
+        if char in '"\\/bfnrt':
             self._out.append("\\" + char)
         elif char == "'":
             self._out.append("'")
@@ -196,7 +209,26 @@ class JsonScanner:
         if char not in _HEX:
             raise NotACall("a broken escape in JSON")
         self._num_hex -= 1
-        self._out.append(char)
+        self._unit += char
+        if not self._num_hex:
+            self._end_unit()
+
+    def _end_unit(self) -> None:
+        value, escape = int(self._unit, 16), f"\\u{self._unit}"
+        if value in _LOW and self._half:
+            self._out.append(self._half + escape)
+            self._half = ""
+            return
+        self._end_half()
+        if value in _HIGH:
+            self._half = escape
+        else:
+            self._out.append(_NO_CHARACTER if value in _LOW else escape)
+
+    def _end_half(self) -> None:
+        if self._half:
+            self._out.append(_NO_CHARACTER)
+            self._half = ""
 
 
 def read_json(reader: Reader) -> Parsing[str]:
@@ -212,6 +244,16 @@ def read_json(reader: Reader) -> Parsing[str]:
         if scanner.is_done:
             return scanner.take_output()
         yield None
+
+
+def mended(text: str) -> str:
+    """A text that is one whole value. Raises NotACall if it is not JSON."""
+    scanner = JsonScanner()
+    end = scanner.read(text, 0)
+    scanner.end()
+    if scanner.error or text[end:].strip():
+        raise scanner.error or NotACall("text behind JSON")
+    return scanner.take_output()
 
 
 def read_json_string(reader: Reader) -> Parsing[str]:

@@ -7,7 +7,7 @@ import json
 import msgspec
 
 from vllm_mlx.chat.payloads.actions import SETTLED, Arguments, CallOpen, NotACall, Parsing
-from vllm_mlx.chat.payloads.json_text import JsonScanner, read_json, read_json_string
+from vllm_mlx.chat.payloads.json_text import JsonScanner, mended, read_json, read_json_string
 from vllm_mlx.chat.payloads.reader import Reader
 from vllm_mlx.chat.payloads.tools import ToolSet
 
@@ -135,16 +135,13 @@ def _object_text(text: str) -> str:
     """Arguments that are an object, an object inside a string, or null. Raises NotACall for others."""
     value = json.loads(text)
     if isinstance(value, str):
-        text = value
-        try:
-            value = json.loads(text or "{}")
-        except ValueError as error:
-            raise NotACall("arguments that are no JSON") from error
+        text = mended(value or "{}")
+        value = json.loads(text)
     if value is None:
         return "{}"
     if not isinstance(value, dict):
         raise NotACall("arguments that are no object")
-    return text or "{}"
+    return text
 
 
 def read_marked_objects(

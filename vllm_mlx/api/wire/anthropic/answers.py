@@ -113,11 +113,13 @@ class OriginalCount(msgspec.Struct, frozen=True):
     original_input_tokens: int
 
 
-class ErrorDetail(msgspec.Struct, frozen=True):
+class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
     """What went wrong."""
 
     type: str
     message: str
+    details: dict[str, Any] | UnsetType = UNSET
+    """For clients that can do without what was refused."""
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True, tag="error"):

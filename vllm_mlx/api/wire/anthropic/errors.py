@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from msgspec import UNSET
+
 from vllm_mlx.api.wire.anthropic.answers import ErrorAnswer, ErrorDetail
-from vllm_mlx.core.errors import RequestError, ServerBusy
+from vllm_mlx.core.errors import InvalidRequest, RequestError, ServerBusy
 
 OVERLOADED = 529
 """Anthropic's status of a server that has too much to do."""
@@ -24,11 +26,16 @@ _TYPES = MappingProxyType(
 )
 
 
+_DETAILS = MappingProxyType({"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}})
+"""By the field at fault. Told so, Anthropic's clients send all messages themselves."""
+
+
 def error_answer(error: RequestError, *, request_id: str) -> ErrorAnswer:
     """The record of an error."""
     status = status_of(error)
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return ErrorAnswer(ErrorDetail(kind, error.message), request_id)
+    details = _DETAILS.get(error.param or "", UNSET) if isinstance(error, InvalidRequest) else UNSET
+    return ErrorAnswer(ErrorDetail(kind, error.message, details), request_id)
 
 
 def status_of(error: RequestError) -> int:

@@ -33,7 +33,7 @@ def prompt_request(
     """The conversation in no dialect. Raises InvalidRequest for fields that contradict each other."""
     tools = to_tools(body.tools)
     choice, is_parallel = to_choice(body.tool_choice, tools)
-    messages = _marked(messages_of(body.messages, system=body.system, unseal=unseal), body)
+    messages = _marked(_without_empty_end(messages_of(body.messages, system=body.system, unseal=unseal)), body)
     last = messages[-1] if messages else None
     if last is None or all(message.role == "system" for message in messages):
         raise InvalidRequest("messages must have a turn of the user.", param="messages")
@@ -52,9 +52,21 @@ def prompt_request(
         output=_shape(body),
         template_kwargs=_template_kwargs(body),
         tenant=tenant,
-        continue_final_message=last.role == "assistant" and bool(last.content) and not last.tool_calls,
+        continue_final_message=last.role == "assistant" and _says(last) and not last.tool_calls,
         output_may_be_shorter=True,
     )
+
+
+def _without_empty_end(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages without a last turn of the assistant that says nothing: there is nothing to go on with."""
+    last = messages[-1] if messages else None
+    is_empty = last is not None and last.role == "assistant" and not (last.reasoning or last.tool_calls or _says(last))
+    return messages[:-1] if is_empty else messages
+
+
+def _says(message: Message) -> bool:
+    content = message.content or ""
+    return any(text.strip() for text in ([content] if isinstance(content, str) else (part.text for part in content)))
 
 
 def message_request(

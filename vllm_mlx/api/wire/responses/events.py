@@ -15,7 +15,7 @@ class StreamEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """From 0, without gaps."""
 
     @property
-    def name(self) -> str:
+    def kind(self) -> str:
         """Its `type`."""
         return str(self.__struct_config__.tag)
 

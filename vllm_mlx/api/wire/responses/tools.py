@@ -14,13 +14,13 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from vllm_mlx.api.wire.base import WireModel, unsupported
 from vllm_mlx.api.wire.freeform import AnyText, LarkOrRegex, freeform_tool
-from vllm_mlx.api.wire.tools import MAX_TOOLS
+from vllm_mlx.api.wire.tools import MAX_TOOLS, NAME_PATTERN
 from vllm_mlx.core.chat import Tool, ToolChoice
 from vllm_mlx.core.errors import InvalidRequest
 
 NOT_OFFERED = ("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11")
 """Built-in tools that agents list in every request: taken, and never shown to the model, so never called."""
-Name = Annotated[str, Field(min_length=1, max_length=128)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class _CallableTool(WireModel):

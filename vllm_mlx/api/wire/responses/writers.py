@@ -82,7 +82,8 @@ class MessageWriter(_Text):
         """A piece of text."""
         self._pieces.append(text)
         self._logprobs += logprobs
-        yield self._event(events.OutputTextDelta, delta=text, logprobs=list(logprobs))
+        if text or logprobs:
+            yield self._event(events.OutputTextDelta, delta=text, logprobs=list(logprobs))
 
     def closing(self, status: str) -> Iterator[Unnumbered]:
         """The text, then the part."""
