@@ -342,6 +342,15 @@ async def test_client_is_told_that_it_can_do_without_a_thread(client: httpx.Asyn
     assert "details" not in (await client.post(PATH, json={"messages": []})).json()["error"]
 
 
+async def test_very_many_blocks_are_read_in_one_pass(client: httpx.AsyncClient) -> None:
+    """A hundred thousand: copying what was read for each of them would take minutes, in which nobody is answered."""
+    texts = {"role": "user", "content": [{"type": "text", "text": "a"}] * 100_000}
+    calls = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "n", "input": {}}] * 50_000}
+    for turns in ([texts], [calls, *ASK]):
+        answer = await client.post(PATH, json={"messages": turns, "max_tokens": 4})
+        assert "prompt is too long" in answer.text
+
+
 async def test_image_in_a_result_is_refused_by_its_place(client: httpx.AsyncClient) -> None:
     result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": {}}]}
     message = await refusal(client, messages=[{"role": "user", "content": [result]}])

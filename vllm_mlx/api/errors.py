@@ -21,6 +21,8 @@ from vllm_mlx.core.errors import EngineFailure, InvalidRequest, NotFound, Reques
 _log = log.get_logger("api")
 _RETRY_AFTER_S = 5
 """When an answer is 503 and nobody knows better."""
+_MAX_SHOWN = 200
+"""Characters of a path that an error repeats."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -116,7 +118,7 @@ def _known(error: Exception, record: RequestRecord) -> RequestError:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Routing failures (unknown path, wrong method) in the shape of other errors."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = request.url.path[:_MAX_SHOWN]
     found: RequestError
     match error.status_code:
         case 404:

@@ -34,7 +34,7 @@ class ModelNames:
         if name is None or name in self._own:
             return
         if not any(fnmatchcase(name.lower(), pattern) for pattern in self._patterns):
-            message = f"The model '{name}' does not exist. Available model: '{self._served}'."
+            message = f"The model '{name[:_MAX_SHOWN]}' does not exist. Available model: '{self._served}'."
             raise NotFound(message, param="model", code="model_not_found")
         shown = name[:_MAX_SHOWN]
         if shown not in self._noticed and len(self._noticed) < _MAX_NOTICES:

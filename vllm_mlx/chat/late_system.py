@@ -36,17 +36,18 @@ def with_late_system_as_user(messages: Sequence[Message]) -> tuple[Message, ...]
 
     They join messages of the user beside them, because such templates often want turns to alternate.
     """
-    found: list[Message] = []
-    joins = False
+    found: list[list[Message]] = []
+    joins = has_begun = False
     for message in messages:
-        is_late = message.role == "system" and any(each.role != "system" for each in found)
+        has_begun = has_begun or message.role != "system"
+        is_late = message.role == "system" and has_begun
         shown = _as_user(message) if is_late else message
-        if found and shown.role == found[-1].role == "user" and (is_late or joins):
-            found[-1] = _joined(found[-1], shown)
+        if found and shown.role == found[-1][0].role == "user" and (is_late or joins):
+            found[-1].append(shown)
         else:
-            found.append(shown)
+            found.append([shown])
         joins = is_late
-    return tuple(found)
+    return tuple(_joined(group) if len(group) > 1 else group[0] for group in found)
 
 
 def _as_user(message: Message) -> Message:
@@ -54,12 +55,12 @@ def _as_user(message: Message) -> Message:
     return msgspec.structs.replace(message, role="user", content=f"<system>\n{text}\n</system>", name=None)
 
 
-def _joined(one: Message, other: Message) -> Message:
+def _joined(group: Sequence[Message]) -> Message:
     return msgspec.structs.replace(
-        one,
-        content=(*_parts(one), *_parts(other)),
-        is_breakpoint=one.is_breakpoint or other.is_breakpoint,
-        keep_s=max(one.keep_s, other.keep_s),
+        group[0],
+        content=tuple(part for message in group for part in _parts(message)),
+        is_breakpoint=any(message.is_breakpoint for message in group),
+        keep_s=max(message.keep_s for message in group),
     )
 
 

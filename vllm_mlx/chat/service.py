@@ -37,6 +37,9 @@ __all__ = ["ChatService", "EventStream"]
 _LONG_TEXT = 20_000
 """Characters from which rendering and encoding leave the event loop; this many take about five milliseconds."""
 
+_MESSAGE_SIZE = 100
+"""A message takes as long as so many characters, whatever is in it."""
+
 _Result = TypeVar("_Result")
 
 
@@ -363,9 +366,10 @@ class ChatService:
 
 
 def _size(message: Message) -> int:
-    """Characters of a message's content."""
+    """Characters of a message's content, and what the message itself costs."""
     content = message.content or ""
-    return len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
+    texts = [content] if isinstance(content, str) else [part.text for part in content]
+    return _MESSAGE_SIZE + sum(map(len, texts)) + sum(len(call.arguments) for call in message.tool_calls)
 
 
 async def _run(function: Callable[..., _Result], *args: object, size: int) -> _Result:

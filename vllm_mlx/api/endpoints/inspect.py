@@ -29,7 +29,7 @@ from vllm_mlx.api.wire.tokenize import (
 from vllm_mlx.chat.service import Rendered
 
 _LONG_TEXT = 20_000
-"""Characters from which parsing leaves the event loop."""
+"""Characters, or tokens, from which reading leaves the event loop."""
 
 
 def router(context: Context) -> APIRouter:
@@ -57,7 +57,9 @@ def router(context: Context) -> APIRouter:
         """The text of token ids."""
         body = decode(await read_body(request, max_mb=context.config.max_body_mb), DetokenizeBody)
         context.check_model(body.model)
-        return _json(DetokenizeAnswer(context.service.detokenize(body.tokens)))
+        if len(body.tokens) < _LONG_TEXT:
+            return _json(DetokenizeAnswer(context.service.detokenize(body.tokens)))
+        return _json(DetokenizeAnswer(await asyncio.to_thread(context.service.detokenize, body.tokens)))
 
     @routes.get("/tokenizer_info", responses=json_answers(TokenizerInfo), response_class=Response)
     async def tokenizer_info() -> Response:

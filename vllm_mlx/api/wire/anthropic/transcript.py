@@ -6,8 +6,6 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
-
 from vllm_mlx.api.wire.anthropic.blocks import (
     Block,
     CacheControl,
@@ -45,7 +43,34 @@ def messages_of(turns: Sequence[WireMessage], *, system: System | None, unseal: 
     for position, turn in enumerate(turns):
         blocks = [TextBlock(type="text", text=turn.content)] if isinstance(turn.content, str) else turn.content
         writer.turn(turn.role, blocks, path=f"messages.{position}.content")
-    return tuple(writer.messages)
+    return writer.finished()
+
+
+class _Turn:
+    """A message while it may grow."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.parts: list[TextPart] = []
+        self.thoughts: list[str] = []
+        self.calls: list[ToolCall] = []
+        self.keep_s: int | None = None
+
+    def mark(self, control: CacheControl | None) -> None:
+        """Note that others will go on from its end, if that was said."""
+        if control is not None:
+            self.keep_s = max(self.keep_s or 0, keep_s(control))
+
+    def message(self) -> Message:
+        """The message as it is."""
+        return Message(
+            self.role,
+            tuple(self.parts) or None,
+            reasoning="\n".join(self.thoughts) if self.thoughts else None,
+            tool_calls=tuple(self.calls),
+            is_breakpoint=self.keep_s is not None,
+            keep_s=self.keep_s or 0,
+        )
 
 
 class _Writer:
@@ -54,7 +79,12 @@ class _Writer:
     def __init__(self, unseal: Unseal) -> None:
         self._unseal = unseal
         self._names: dict[str, str] = {}
-        self.messages: list[Message] = []
+        self._messages: list[Message] = []
+        self._open: _Turn | None = None
+
+    def finished(self) -> tuple[Message, ...]:
+        self._close()
+        return tuple(self._messages)
 
     def system(self, content: System) -> None:
         blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
@@ -86,12 +116,24 @@ class _Writer:
             case _:
                 raise InvalidRequest(f"{path}: a turn of the {role} has no blocks of type '{block.type}'.", param=path)
 
+    def _close(self) -> None:
+        if self._open is not None:
+            self._messages.append(self._open.message())
+            self._open = None
+
+    def _growing(self, role: str) -> _Turn:
+        """The open message, if it is of this role, or a new one."""
+        if self._open is None or self._open.role != role:
+            self._close()
+            self._open = _Turn(role)
+        return self._open
+
     def _text(self, role: str, text: str, control: CacheControl | None) -> None:
-        last = self.messages[-1] if self.messages else None
-        joins = last is not None and last.role == role and not last.tool_calls
-        message = last if joins and last is not None else Message(role)
-        parts = message.content if isinstance(message.content, tuple) else ()
-        self._put(msgspec.structs.replace(message, content=(*parts, TextPart(text))), control, is_new=not joins)
+        if self._open is not None and self._open.calls:  # templates write a message's text before its calls
+            self._close()
+        turn = self._growing(role)
+        turn.parts.append(TextPart(text))
+        turn.mark(control)
 
     def _result(self, block: ToolResultBlock, *, path: str) -> None:
         content = block.content or ""
@@ -102,42 +144,27 @@ class _Writer:
         )
         if block.is_error and not (texts and texts[0].lower().startswith("error")):
             texts = [f"Error: {texts[0]}" if texts and texts[0] else "Error", *texts[1:]]
+        self._close()
         message = Message(
             "tool",
             texts[0] if len(texts) == 1 else tuple(map(TextPart, texts)),
             self._names.get(block.tool_use_id),
             tool_call_id=block.tool_use_id,
+            is_breakpoint=block.cache_control is not None,
+            keep_s=keep_s(block.cache_control),
         )
-        self._put(message, block.cache_control, is_new=True)
+        self._messages.append(message)
 
     def _thought(self, text: str) -> None:
-        if not text:
-            return
-        last = self.messages[-1] if self.messages else None
         # Reasoning between two calls of one turn stays with the first: templates have one place for it in a turn.
-        if last is None or last.role != "assistant":
-            self.messages.append(Message("assistant", reasoning=text))
-        else:
-            whole = text if last.reasoning is None else f"{last.reasoning}\n{text}"
-            self.messages[-1] = msgspec.structs.replace(last, reasoning=whole)
+        if text:
+            self._growing("assistant").thoughts.append(text)
 
     def _called(self, block: ToolUseBlock) -> None:
         self._names[block.id] = block.name
-        call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
-        last = self.messages[-1] if self.messages else None
-        joins = last is not None and last.role == "assistant"
-        message = last if joins and last is not None else Message("assistant")
-        grown = msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
-        self._put(grown, block.cache_control, is_new=not joins)
-
-    def _put(self, message: Message, control: CacheControl | None, *, is_new: bool) -> None:
-        if control is not None:
-            keep = max(message.keep_s, keep_s(control))
-            message = msgspec.structs.replace(message, is_breakpoint=True, keep_s=keep)
-        if is_new:
-            self.messages.append(message)
-        else:
-            self.messages[-1] = message
+        turn = self._growing("assistant")
+        turn.calls.append(ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False)))
+        turn.mark(block.cache_control)
 
 
 def plain(block: ResultPart, *, path: str) -> str:

@@ -51,7 +51,8 @@ class _Writer:
         self._unseal = unseal
         self._messages: list[Message] = []
         self._pending: Message | None = None
-        """The assistant's turn, while it may grow."""
+        """The assistant's turn, while it may grow; without its calls."""
+        self._calls: list[ToolCall] = []
 
     def finished(self) -> tuple[Message, ...]:
         self._flush()
@@ -91,27 +92,27 @@ class _Writer:
         return "\n".join(piece.text for piece in item.content or item.summary)
 
     def _thought(self, text: str) -> None:
-        if self._pending is not None and (self._pending.content is not None or self._pending.tool_calls):
+        if self._calls or (self._pending is not None and self._pending.content is not None):
             self._flush()
         before = self._pending.reasoning if self._pending is not None else None
         self._grow(reasoning=text if before is None else f"{before}\n{text}")
 
     def _said(self, content: str | tuple[TextPart, ...], *, is_breakpoint: bool) -> None:
-        if self._pending is not None and (self._pending.content is not None or self._pending.tool_calls):
+        if self._calls or (self._pending is not None and self._pending.content is not None):
             self._flush()
         self._grow(content=content, is_breakpoint=is_breakpoint)
 
     def _called(self, call: ToolCall) -> None:
-        calls = self._pending.tool_calls if self._pending is not None else ()
-        self._grow(tool_calls=(*calls, call))
+        self._calls.append(call)
+        self._grow()
 
     def _grow(self, **fields: Any) -> None:
         self._pending = msgspec.structs.replace(self._pending or Message("assistant"), **fields)
 
     def _flush(self) -> None:
         if self._pending is not None:
-            self._messages.append(self._pending)
-            self._pending = None
+            self._messages.append(msgspec.structs.replace(self._pending, tool_calls=tuple(self._calls)))
+            self._pending, self._calls = None, []
 
 
 def _leading_system(messages: Sequence[Message]) -> list[Message]:
