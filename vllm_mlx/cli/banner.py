@@ -34,7 +34,11 @@ def curl(config: Config, url: str) -> str:
     message = {"role": "user", "content": QUESTION}
     body = json.dumps({"model": config.model_name, "messages": [message], "temperature": 0}, ensure_ascii=False)
     key = ' \\\n  -H "Authorization: Bearer $VLLM_MLX_API_KEY"' if config.api_key else ""
-    return f"curl {url}/v1/chat/completions \\\n  -H 'Content-Type: application/json'{key} \\\n  -d {shlex.quote(body)}"
+    return (
+        f"curl {url}/v1/chat/completions \\\n"
+        f"  -H 'Content-Type: application/json'{key} \\\n"
+        f"  -d {shlex.quote(body)}"
+    )
 
 
 def _memory(info: RunnerInfo) -> str:
