@@ -89,3 +89,10 @@ class Hand:
         found = self.tokens[slot][-num_tokens:]
         self.run(Step(0, released=(slot,)))
         return found
+
+
+def payloads_of(result: StepResult) -> tuple[bytes, ...]:
+    """What a step gave out."""
+    taken = tuple(bytes(each.take()) for each in result.exported)
+    assert [len(payload) for payload in taken] == [each.nbytes for each in result.exported]
+    return taken

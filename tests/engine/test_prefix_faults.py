@@ -13,6 +13,7 @@ from prefix_world import KINDS, World, opened, submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.kv import disk
 from vllm_mlx.kv.tiers.record import Kind
+from vllm_mlx.testing.held import StagedBytes
 
 TIMEOUT_S = 30.0
 
@@ -170,3 +171,29 @@ def test_own_pages_after_a_preemption_are_not_called_cached() -> None:
     world.run(submit("b", [2] * 28, max_tokens=2))
     assert world.scheduler.stats().num_preemptions > 0
     assert max(output.num_cached for output in world.outputs["b"]) == 0
+
+
+def test_few_bytes_leave_with_one_step_and_all_of_them_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "MAX_STEP_BYTES", 3 * 16)  # pages of 16 bytes
+    with opened(disk=tmp_path) as world:
+        for name in "ab":
+            world.run(submit(name, range(40), max_tokens=1))
+        assert world.disk is not None
+        for i in range(7):
+            world.disk.offer(Kind.PAGE, bytes([i] * 16))
+        offered = [world.disk.take_exports(16, find=lambda kind, name: 1) for _ in range(3)]
+        assert [len(each) for each in offered] == [3, 3, 1]
+        before = world.disk.stats().queued_bytes
+        assert before >= 7 * 16
+        world.disk.store(sum(offered, ()), [StagedBytes(bytes(16))] * 7)
+        wait_until_written(world)
+
+
+def test_one_checkpoint_that_is_larger_than_that_leaves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "MAX_STEP_BYTES", 8)
+    with opened("state", disk=tmp_path) as world:
+        assert world.disk is not None
+        for i in range(2):
+            world.disk.offer(Kind.CHECKPOINT, bytes([i] * 16), size_bytes=100)
+        for _ in range(2):
+            assert len(world.disk.take_exports(16, find=lambda kind, name: 1)) == 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from driven import prompts
 from plain_kernels import PlainKernels
-from stepped import Hand
+from stepped import Hand, payloads_of
 
 from vllm_mlx.core.step import Runner, Step
 from vllm_mlx.runner import device
@@ -40,9 +42,9 @@ def exported_prefix(hand: Hand) -> tuple[bytes, ...]:
     step = Step(0, released=(0,), exports=wanted, new=(other,), prefills=(hand.prefill(1, 0),))
     gone = Step(0, checkpoint_exports=(3,), dropped=(3,)) if has_state else Step(0)
     result = hand.run(step)
-    exported = (*result.exported, *hand.run(gone).exported)
+    exported = (*payloads_of(result), *payloads_of(hand.run(gone)))
     hand.run(Step(0, released=(1,)))
-    assert all(len(payload) == hand.runner.info.cache.page_bytes for payload in result.exported)
+    assert all(len(payload) == hand.runner.info.cache.page_bytes for payload in payloads_of(result))
     return exported
 
 
@@ -95,8 +97,8 @@ def test_imported_pages_hold_the_same_bits(dtype: str, kernels: Any, open_runner
     assert len(set(payloads)) == 2
     imports = tuple(zip((40, 7), payloads, strict=True))
     hand.run(Step(0, imports=imports, copies=((40, 50), (50, 40), (7, 51))))
-    assert hand.run(Step(0, exports=(50, 51, 7))).exported == (payloads[0], payloads[1], payloads[1])
-    assert hand.run(Step(0, exports=(40,))).exported != payloads[:1], "its source was read before it was written"
+    assert payloads_of(hand.run(Step(0, exports=(50, 51, 7)))) == (payloads[0], payloads[1], payloads[1])
+    assert payloads_of(hand.run(Step(0, exports=(40,)))) != payloads[:1], "its source was read before it was written"
 
 
 @PLACES
@@ -104,7 +106,7 @@ def test_copies_read_all_sources_first(kernels: Any, open_runner: Open) -> None:
     hand = Hand(open_runner("llama", kernels=kernels))
     one, two = exported_prefix(hand)
     hand.run(Step(0, imports=((10, one), (11, two)), copies=((10, 11), (11, 10), (11, 63))))
-    assert hand.run(Step(0, exports=(10, 11, 63))).exported == (two, one, two)
+    assert payloads_of(hand.run(Step(0, exports=(10, 11, 63)))) == (two, one, two)
 
 
 @PLACES
@@ -130,17 +132,41 @@ def example() -> Checkpoint:
     return Checkpoint((arrays, [None, [7, 1.5, "keys", True]], [mx.zeros((1, 0, 4), mx.bfloat16), mx.array(3)]))
 
 
+def encoded(checkpoint: Checkpoint) -> bytes:
+    return bytes(encode_checkpoint(checkpoint).take())
+
+
 def test_every_type_and_shape_keeps_its_bits() -> None:
     before = example()
-    after = decode_checkpoint(encode_checkpoint(before))
+    after = decode_checkpoint(encoded(before))
     assert after.layers[1] == before.layers[1]
     for one, other in zip(after.arrays(), before.arrays(), strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert bytes(memoryview(one)) == bytes(memoryview(other))
 
 
+def test_what_is_staged_stays_when_its_checkpoint_is_dropped_and_can_be_taken_on_any_thread() -> None:
+    checkpoint = example()
+    expected, staged = encoded(checkpoint), encode_checkpoint(checkpoint)
+    del checkpoint
+    mx.eval([mx.zeros((1 << 10,)) + i for i in range(100)])  # would take its memory
+    taken: list[bytes] = []
+    thread = threading.Thread(target=lambda: taken.append(bytes(staged.take())))
+    thread.start()
+    thread.join()
+    assert taken == [expected]
+
+
+def test_what_leaves_is_not_copied_until_it_is_taken() -> None:
+    checkpoint = example()
+    mx.eval(checkpoint.arrays())
+    _, *parts = encode_checkpoint(checkpoint).parts
+    for array, part in zip(checkpoint.arrays(), parts, strict=True):
+        assert np.shares_memory(np.frombuffer(array, np.uint8), part) or not array.nbytes
+
+
 def test_a_checkpoint_cut_anywhere_is_refused() -> None:
-    payload = encode_checkpoint(example())
+    payload = encoded(example())
     for length in range(len(payload)):
         with pytest.raises(ValueError, match=r"cut off|cannot be read|too many"):
             decode_checkpoint(payload[:length])
@@ -149,7 +175,7 @@ def test_a_checkpoint_cut_anywhere_is_refused() -> None:
 
 
 def test_a_garbled_checkpoint_is_refused_or_is_another_one() -> None:
-    payload, draw = encode_checkpoint(example()), random.Random(1)
+    payload, draw = encoded(example()), random.Random(1)
     num_refused = 0
     for _ in range(600):
         garbled = bytearray(payload)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from driven import assert_same, prompts, run, run_alone, submit
 from plain_kernels import PlainKernels
+from stepped import payloads_of
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner, Step
@@ -30,7 +31,7 @@ def test_a_decode_step_copies_no_pool(name: str, num_arrays: int, open_runner: C
 def test_moving_pages_copies_no_pool(open_runner: Callable[..., Runner]) -> None:
     runner = open_runner("llama", num_pages=20_000)
     run(runner, [submit("a", prompts(70)[0], max_tokens=1)], config=Config())
-    (payload,) = runner.collect(runner.launch(Step(1, exports=(1,)))).exported
+    (payload,) = payloads_of(runner.collect(runner.launch(Step(1, exports=(1,)))))
     runner._pages.ensure(19_999)  # type: ignore[attr-defined]
     pool_bytes = runner.memory().pages / 4  # two layers, keys and values
     mx.reset_peak_memory()

@@ -12,6 +12,7 @@ from driven import assert_same, prompts, run, submit
 from forcing import Loop
 from runner.metal.stand_in import MetalStandIn
 from runner.metal.support import emulator_for_tests
+from stepped import payloads_of
 
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
@@ -151,7 +152,7 @@ def test_whole_pages_go_out_and_come_back_as_they_are(
 ) -> None:
     runner = open_runner("llama", kernels=Kernels("metal"), max_num_seqs=4, kv_cache_dtype=dtype, num_pages=8)
     run(runner, [submit("a", prompts(70)[0], max_tokens=1)], config=Config(max_num_seqs=4))
-    payloads = runner.collect(runner.launch(Step(1, exports=(1, 2)))).exported
+    payloads = payloads_of(runner.collect(runner.launch(Step(1, exports=(1, 2)))))
     back = Step(2, exports=(1,), imports=((6, payloads[0]), (1, payloads[1])))
-    assert runner.collect(runner.launch(back)).exported == payloads[:1], "read before it was written"
-    assert runner.collect(runner.launch(Step(3, exports=(6, 1)))).exported == payloads
+    assert payloads_of(runner.collect(runner.launch(back))) == payloads[:1], "read before it was written"
+    assert payloads_of(runner.collect(runner.launch(Step(3, exports=(6, 1))))) == payloads

@@ -143,6 +143,21 @@ class PromptLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """How many tokens were at least as likely, itself included; 1 for the most likely one."""
 
 
+class Staged(Protocol):
+    """Bytes of a page or checkpoint on their way out, which may lie where the runner computed them until they are
+    taken. They do not change, whatever becomes of the page or checkpoint.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """How many."""
+        ...
+
+    def take(self) -> memoryview:
+        """The bytes, copied to plain memory that nobody else has. May be called on any thread; others run meanwhile."""
+        ...
+
+
 class StepResult(msgspec.Struct, frozen=True):
     """Plain numbers back: one token per sampled slot, in the order of `Step.sampled_slots`."""
 
@@ -153,8 +168,9 @@ class StepResult(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
     """Of `Step.prefills`, in order: a chunk gives those of the tokens that follow its tokens within the prompt. None
     when no chunk of the step was to give any."""
-    exported: tuple[bytes, ...] = ()
-    """Of `Step.exports`, in order; then of `Step.checkpoint_exports`."""
+    exported: tuple[Staged, ...] = ()
+    """Of `Step.exports`, in order; then of `Step.checkpoint_exports`. Whoever takes their bytes drops them soon after,
+    for they hold memory of the device."""
     checkpoint_bytes: tuple[int, ...] = ()
     """Sizes of `Step.checkpoints`, then of `Step.checkpoint_imports`, in order."""
     elapsed_s: float = 0.0

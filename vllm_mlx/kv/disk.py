@@ -13,7 +13,7 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import DiskStats
-from vllm_mlx.core.step import RunnerInfo
+from vllm_mlx.core.step import RunnerInfo, Staged
 from vllm_mlx.kv.tiers.queues import Ticket
 from vllm_mlx.kv.tiers.record import Kind
 from vllm_mlx.kv.tiers.ssd import SsdTier, open_tier
@@ -23,6 +23,8 @@ log = get_logger("kv")
 SCAN_TIMEOUT_S = 30.0
 """A folder that takes longer to look through is known in part when the first request comes."""
 WRITE_OUT_TIMEOUT_S = 2.0
+MAX_STEP_BYTES = 64 << 20
+"""That leave with one step, unless one checkpoint has more: they hold memory of the device until they are taken."""
 STALL_S = 5.0
 """A disk that gives nothing for so long is not waited for: what it has is computed."""
 STALL_PAUSE_S = 60.0
@@ -36,6 +38,12 @@ class Export(NamedTuple):
     name: bytes
     number: int
     """Page id, or number of the checkpoint."""
+
+
+class _Offer(NamedTuple):
+    kind: Kind
+    name: bytes
+    size_bytes: int
 
 
 class _Load(NamedTuple):
@@ -53,8 +61,9 @@ class DiskCache:
     def __init__(self, tier: SsdTier, *, page_bytes: int) -> None:
         self._tier = tier
         self._page_bytes = page_bytes
-        self._wanted: deque[tuple[Kind, bytes]] = deque()
-        self._leaving: set[tuple[Kind, bytes]] = set()
+        self._wanted: deque[_Offer] = deque()
+        self._leaving: dict[tuple[Kind, bytes], int] = {}
+        """What steps under way give out, and bytes of each."""
         self._loads: dict[str, list[_Load]] = {}
         self._num_answered = 0
         self._answered_at = 0.0
@@ -71,8 +80,9 @@ class DiskCache:
         return bool(self._wanted)
 
     def stats(self) -> DiskStats:
-        """The figures now."""
-        return msgspec.convert(self._tier.stats(), DiskStats, from_attributes=True)
+        """The figures now; what steps under way give out counts as queued."""
+        figures = msgspec.convert(self._tier.stats(), DiskStats, from_attributes=True)
+        return msgspec.structs.replace(figures, queued_bytes=figures.queued_bytes + sum(self._leaving.values()))
 
     def close(self) -> None:
         """Wait a little for what is being written, and end the disk's thread."""
@@ -83,25 +93,30 @@ class DiskCache:
 
     def offer(self, kind: Kind, name: bytes, *, size_bytes: int | None = None) -> None:
         """Something was used again: it is worth a place on the disk, unless it has one."""
-        if self._tier.wants(name, size_bytes or self._page_bytes, kind=kind):
-            self._wanted.append((kind, name))
+        size_bytes = size_bytes or self._page_bytes
+        if self._tier.wants(name, size_bytes, kind=kind):
+            self._wanted.append(_Offer(kind, name, size_bytes))
 
     def take_exports(self, limit: int, *, find: Callable[[Kind, bytes], int | None]) -> tuple[Export, ...]:
         """The next few of what was offered, pages first; `find` says where each is now, None if it is gone."""
         taken: list[Export] = []
+        size_bytes = 0
         while self._wanted and len(taken) < limit:
-            kind, name = self._wanted.popleft()
+            kind, name, offered_bytes = self._wanted[0]
+            if taken and size_bytes + offered_bytes > MAX_STEP_BYTES:
+                break
+            self._wanted.popleft()
             number = find(kind, name)
             if number is not None:
                 taken.append(Export(kind, name, number))
-                self._leaving.add((kind, name))
+                self._leaving[kind, name] = offered_bytes
+                size_bytes += offered_bytes
         return tuple(sorted(taken, key=lambda export: export.kind))
 
-    def store(self, exports: Sequence[Export], payloads: Sequence[bytes]) -> None:
+    def store(self, exports: Sequence[Export], payloads: Sequence[bytes | Staged]) -> None:
         """The bytes of what was taken, in order; what was forgotten meanwhile is not kept."""
         for export, payload in zip(exports, payloads, strict=True):
-            if (export.kind, export.name) in self._leaving:
-                self._leaving.remove((export.kind, export.name))
+            if self._leaving.pop((export.kind, export.name), None) is not None:
                 self._tier.save(export.name, payload, kind=export.kind)
 
     # ---- in ----

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.core.messages import CacheFreed, Stats
+from vllm_mlx.core.step import Staged
 from vllm_mlx.kv.admission import Admission, Admitted, CheckpointRules, Orders
 from vllm_mlx.kv.blocks import PagePool, group_name
 from vllm_mlx.kv.checkpoint_plan import CheckpointPlan
@@ -280,7 +281,7 @@ class KVManager:
         self._copies.clear()
         return orders
 
-    def store(self, exports: Sequence[Export], payloads: Sequence[bytes]) -> None:
+    def store(self, exports: Sequence[Export], payloads: Sequence[Staged]) -> None:
         """The bytes of what was exported."""
         assert self._loader is not None
         self._loader.disk.store(exports, payloads)

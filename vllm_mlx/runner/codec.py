@@ -58,6 +58,24 @@ class PagePart(msgspec.Struct, frozen=True):
         return self.heads * self.elements * self.dtype.size // WORD.size
 
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class StagedParts(msgspec.Struct, frozen=True, eq=False):
+    """`core.step.Staged`: arrays that follow each other, as views of the memory in which they were computed."""
+
+    parts: tuple[Bytes, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    def take(self) -> memoryview:
+        """The bytes, copied; numpy lets other threads run while it copies."""
+        return np.concatenate(self.parts).data
+
+
 class Exports(msgspec.Struct, frozen=True, eq=False):
     """What a step gives out, while it is still on the device."""
 
@@ -65,9 +83,9 @@ class Exports(msgspec.Struct, frozen=True, eq=False):
     """See `join_pages`."""
     checkpoints: tuple[Checkpoint, ...] = ()
 
-    def payloads(self) -> tuple[bytes, ...]:
-        """The bytes of each page, then of each checkpoint; waits for them."""
-        pages = () if self.pages is None else [row.tobytes() for row in np.asarray(self.pages)]
+    def payloads(self) -> tuple[StagedParts, ...]:
+        """The bytes of each page, then of each checkpoint; waits for them, but copies none."""
+        pages = () if self.pages is None else [StagedParts((_bytes_of(row),)) for row in np.asarray(self.pages)]
         return (*pages, *(encode_checkpoint(checkpoint) for checkpoint in self.checkpoints))
 
 
@@ -116,15 +134,21 @@ class _List(msgspec.Struct, frozen=True, tag="list", array_like=True):
 _Node = _Array | _Value | _List
 
 
-def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
-    """A checkpoint as bytes; waits for its arrays.
+def encode_checkpoint(checkpoint: Checkpoint) -> StagedParts:
+    """A checkpoint as bytes; waits for its arrays, and holds them.
 
     Raises:
         ValueError: there is something in it that has no form here.
     """
-    buffers: list[Any] = []
-    description = msgspec.msgpack.encode([_described(layer, buffers) for layer in checkpoint.layers])
-    return b"".join([len(description).to_bytes(LENGTH_BYTES, "little"), description, *buffers])
+    arrays: list[Bytes] = []
+    description = msgspec.msgpack.encode([_described(layer, arrays) for layer in checkpoint.layers])
+    head = len(description).to_bytes(LENGTH_BYTES, "little") + description
+    return StagedParts((np.frombuffer(head, np.uint8), *arrays))
+
+
+def _bytes_of(array: Any) -> Bytes:
+    """The bytes of an array, not copied; waits for it. Numpy may not know its type."""
+    return np.frombuffer(array, np.uint8)
 
 
 def decode_checkpoint(payload: bytes) -> Checkpoint:
@@ -147,13 +171,13 @@ def decode_checkpoint(payload: bytes) -> Checkpoint:
     return Checkpoint(layers)
 
 
-def _described(leaf: Any, buffers: list[Any]) -> _Node:
-    """What `leaf` is; its arrays' bytes are added to `buffers`."""
+def _described(leaf: Any, arrays: list[Bytes]) -> _Node:
+    """What `leaf` is; the bytes of what it has are added to `arrays`."""
     if isinstance(leaf, mx.array):
-        buffers.append(bytes(memoryview(leaf)))  # type: ignore[arg-type]
+        arrays.append(_bytes_of(leaf))
         return _Array(str(leaf.dtype).removeprefix("mlx.core."), tuple(leaf.shape))
     if isinstance(leaf, list | tuple):
-        return _List(tuple(_described(item, buffers) for item in leaf))
+        return _List(tuple(_described(item, arrays) for item in leaf))
     if leaf is None or isinstance(leaf, bool | int | float | str):
         return _Value(leaf)
     raise ValueError(f"a cache with a {type(leaf).__name__} in its state cannot be stored")

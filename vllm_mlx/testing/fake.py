@@ -27,7 +27,7 @@ from vllm_mlx.core.step import (
 )
 from vllm_mlx.testing.choosing import allowed_tokens, fallback_token, halving, next_allowed
 from vllm_mlx.testing.contract import ContractError, expect
-from vllm_mlx.testing.held import Handle, Slot
+from vllm_mlx.testing.held import Handle, Slot, StagedBytes
 from vllm_mlx.testing.pages import FakePages
 from vllm_mlx.testing.scoring import prompt_logprobs
 
@@ -228,7 +228,7 @@ class FakeRunner:
         expect(row[: new.num_cached] == list(new.token_ids[: new.num_cached]), "the checkpoint holds other tokens")
         return row[: new.num_cached]
 
-    def _move(self, step: Step) -> tuple[bytes, ...]:
+    def _move(self, step: Step) -> tuple[StagedBytes, ...]:
         """Let pages and checkpoints out, then in."""
         exported = self._pages.export(step.exports)
         for number in step.checkpoint_exports:
@@ -238,7 +238,7 @@ class FakeRunner:
         for number, payload in step.checkpoint_imports:
             expect(number not in self._checkpoints, f"checkpoint {number} is there already")
             self._checkpoints[number] = array("i", payload).tolist()
-        return tuple(exported)
+        return tuple(map(StagedBytes, exported))
 
     def _keep(self, number: int, checkpoint: int) -> int:
         """Take a checkpoint; returns its size."""

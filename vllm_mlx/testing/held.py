@@ -30,6 +30,22 @@ class Slot:
     """What is kept outside pages: the tokens so far. All of the cache when there are no pages."""
 
 
+@dataclass(frozen=True, slots=True)
+class StagedBytes:
+    """`core.step.Staged`: bytes that are in plain memory anyway."""
+
+    payload: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """How many."""
+        return len(self.payload)
+
+    def take(self) -> memoryview:
+        """A copy of them."""
+        return memoryview(bytearray(self.payload))
+
+
 @dataclass(slots=True, eq=False)
 class Handle:
     """A launched step: its numbers, and when the imaginary device has them ready."""

@@ -183,7 +183,8 @@ class LedgerAnswer(msgspec.Struct, frozen=True):
     vision: int
     """Encoded images; 0, as this server takes text only."""
     staging: int
-    """On their way to or from the disk: plain memory of the engine's process, not of the device's allocator."""
+    """On their way to or from the disk: plain memory of the engine's process. What leaves is the device's memory until
+    it is copied, a moment later."""
     other: int
     """Activations and temporary arrays of the step being computed."""
     allocator_cache: int

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 
+from vllm_mlx.core.step import Staged
 from vllm_mlx.kv.tiers.record import Kind
 
 Ticket = NewType("Ticket", int)
@@ -18,7 +20,7 @@ class Save(NamedTuple):
     path: str
     kind: Kind
     name: bytes
-    payload: memoryview
+    payload: memoryview | Staged
 
 
 class Read(NamedTuple):
@@ -42,13 +44,17 @@ class Loaded:
 
 
 class SaveQueue:
-    """Blobs in the order of arrival; never more than `max_bytes`, the one that is being written included."""
+    """Blobs in the order of arrival; never more than `max_bytes`, the one that is being written included.
+
+    Those that are staged hold memory of the device, so they are copied before anything is written: see `next_staged`.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.size_bytes = 0
         """Memory of what is queued, and of what is being written."""
         self._waiting: dict[str, Save] = {}
+        self._staged: deque[str] = deque()
         self._current: Save | None = None
 
     @property
@@ -63,6 +69,26 @@ class SaveQueue:
         """Queue a blob that is not queued and for which there is room."""
         self._waiting[save.path] = save
         self.size_bytes += save.payload.nbytes
+        if not isinstance(save.payload, memoryview):
+            self._staged.append(save.path)
+
+    def next_staged(self) -> tuple[Save, Staged] | None:
+        """A blob whose bytes are to be taken now; then call `settle`."""
+        while self._staged:
+            save = self._waiting.get(self._staged.popleft())
+            if save is not None and not isinstance(save.payload, memoryview):
+                return save, save.payload
+        return None
+
+    def settle(self, save: Save, payload: memoryview | None) -> None:
+        """Its bytes are in plain memory, or cannot be had: then it is given up. It may be gone meanwhile."""
+        if self._waiting.get(save.path) is not save:
+            return
+        if payload is None:
+            del self._waiting[save.path]
+            self.size_bytes -= save.payload.nbytes
+        else:
+            self._waiting[save.path] = save._replace(payload=payload)
 
     def start(self) -> Save | None:
         """The next blob, to be written now; None if nothing waits."""
@@ -82,6 +108,7 @@ class SaveQueue:
         num_dropped = len(self._waiting)
         self.size_bytes -= sum(save.payload.nbytes for save in self._waiting.values())
         self._waiting.clear()
+        self._staged.clear()
         return num_dropped
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError
+from vllm_mlx.core.step import Staged
 from vllm_mlx.kv.tiers.folder import BlobFolder, model_folder
 from vllm_mlx.kv.tiers.governor import DailyBudget, WriteSwitch
 from vllm_mlx.kv.tiers.index import Index
@@ -95,13 +96,15 @@ class SsdTier:
         with self._state.lock:
             return self._accepts(self._folder.path(kind, name), size_bytes)
 
-    def save(self, name: bytes, payload: bytes | memoryview, *, kind: Kind = Kind.PAGE) -> bool:
+    def save(self, name: bytes, payload: bytes | memoryview | Staged, *, kind: Kind = Kind.PAGE) -> bool:
         """Queue a blob to be written; False if it is refused, see `TierStats.num_refused`.
 
-        The payload is not copied: it must not change until it is written. A blob that was queued may still be given up.
+        The payload is not copied here: it must not change until it is written. What is staged is taken on the tier's
+        thread, before anything else is written. A blob that was queued may still be given up.
         """
         _require_name(name)
-        path, view = self._folder.path(kind, name), memoryview(payload).cast("B")
+        path = self._folder.path(kind, name)
+        view = memoryview(payload).cast("B") if isinstance(payload, bytes | memoryview) else payload
         with self._state.lock:
             if not self._accepts(path, view.nbytes):
                 return False

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from vllm_mlx.core.log import fields, get_logger
+from vllm_mlx.core.step import Staged
 from vllm_mlx.kv.tiers.folder import BlobFolder, FoundFile
 from vllm_mlx.kv.tiers.queues import Read, Save
 from vllm_mlx.kv.tiers.record import (
@@ -88,8 +89,13 @@ class DiskWorker(threading.Thread):
         return partial(self._read, read) if read else None
 
     def _background(self) -> Work | None:
-        """What nobody waits for. What is known comes before what is written, so that nothing is written twice."""
+        """What nobody waits for. What is known comes before what is written, so that nothing is written twice.
+
+        First of all what is staged: it holds memory of the device.
+        """
         state = self._state
+        if staged := state.saves.next_staged():
+            return partial(self._take, *staged)
         if self._scan is None and time.monotonic() >= self._scan_due:
             return self._begin_scan
         if self._scan is not None and not state.is_ready:
@@ -171,6 +177,18 @@ class DiskWorker(threading.Thread):
 
     # ---- writing ----
 
+    def _take(self, save: Save, staged: Staged) -> None:
+        """Copy what is staged."""
+        try:
+            payload = staged.take()
+        except MemoryError as error:
+            self._warn("memory", "There is too little memory to write to the cache on disk", reason=str(error))
+            payload = None
+        with self._state.lock:
+            self._state.saves.settle(save, payload)
+            if payload is None:
+                self._state.counts.refused[Refusal.WRITE_FAILED] += 1
+
     def _save(self, save: Save) -> None:
         num_forgets = self._state.num_forgets
         refusal = self._refusal(save) or self._written(save, num_forgets=num_forgets)
@@ -192,6 +210,7 @@ class DiskWorker(threading.Thread):
     def _written(self, save: Save, *, num_forgets: int) -> Refusal | None:
         """Write a blob."""
         size_bytes = self._stored_size(save)
+        assert isinstance(save.payload, memoryview), "what is staged is taken before anything is written"
         try:
             self._folder.prepare(save.path)
             if self._folder.free_bytes() - size_bytes < self._min_free_bytes:
