@@ -27,7 +27,8 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 READERS = ("Read", "read", "read_file", "exec_command", "shell", "shell_command", "read_files")
-EDITORS = ("Edit", "edit", "exec_command", "shell", "shell_command", "editor")
+EDITORS = ("apply_patch", "Edit", "edit", "exec_command", "shell", "shell_command", "editor")
+PATCH = "*** Begin Patch\n*** Update File: {path}\n@@\n-{before}\n+{after}\n*** End Patch\n"
 IDLE = "Ready."
 DONE = "The greeting is changed."
 
@@ -58,17 +59,26 @@ class AgentScript:
         self._backend = backend
         self._task = task
         self._content = path.read_text().strip()
+        self._changed = self._content.replace(old, new)
         self._values: dict[str, Any] = {
-            **dict.fromkeys(("file_path", "filePath", "absolute_path", "path"), str(path)),
-            "files": [{"path": str(path)}],
             **dict.fromkeys(("old_string", "oldString", "old_text", "old_str"), old),
             **dict.fromkeys(("new_string", "newString", "new_text", "new_str"), new),
         }
-        self._shell = {"read": f"cat {path}", "edit": f"sed -i 's/{old}/{new}/' {path}"}
+        self._edit = f"sed -i 's/{old}/{new}/'"
+        self.point_to(path)
         self._header = backend.encode(HEADER, add_special_tokens=False).ids
         self._answer = functools.cache(self._answer_to)
         self.turns: list[tuple[int, str]] = []
         """Of each prompt with the task and tools: how many tool results it holds, and what is answered."""
+
+    def point_to(self, path: Path) -> None:
+        """What is called from now on is about this file."""
+        self._values |= {
+            **dict.fromkeys(("file_path", "filePath", "absolute_path", "path"), str(path)),
+            "files": [{"path": str(path)}],
+            "input": PATCH.format(path=path, before=self._content, after=self._changed),
+        }
+        self._shell = {"read": f"cat {path}", "edit": f"{self._edit} {path}"}
 
     def __call__(self, tokens: tuple[int, ...]) -> int:
         end = len(tokens) - tokens[::-1].index(START_ID) + len(self._header)
@@ -81,8 +91,7 @@ class AgentScript:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def _say(self, prompt: str) -> str:
-        found = re.search(r"<tools>\n(.*?)\n</tools>", prompt, re.DOTALL)
-        tools = {tool["name"]: tool for tool in map(_function, found[1].split("\n"))} if found else {}
+        tools = functions_of(prompt)
         if not tools or self._task not in prompt:
             return IDLE
         num_results = prompt.count("<|im_start|>tool\n")
@@ -106,6 +115,12 @@ class AgentScript:
         arguments = {part: given[part] for part in schema.get("properties", {}) if part in given}
         call = json.dumps({"name": name, "arguments": arguments})
         return f"<tool_call>\n{call}\n</tool_call>"
+
+
+def functions_of(prompt: str) -> dict[str, dict[str, Any]]:
+    """The tools that a prompt begins with, by name."""
+    found = re.search(r"<tools>\n(.*?)\n</tools>", prompt, re.DOTALL)
+    return {tool["name"]: tool for tool in map(_function, found[1].split("\n"))} if found else {}
 
 
 def _function(line: str) -> dict[str, Any]:

@@ -80,12 +80,14 @@ ANTHROPIC_KINDS = {
         ("`tool_use`, `tool_result`", "honoured", "Results of text, documents and search results; errors are marked"),
         ("`document`", "honoured", "`text`, `content`, and the text of PDF files; `url` and `file` are refused"),
         ("`search_result`", "honoured", "As text with its title and source"),
+        ("`tool_reference`", "honoured", "In results: the model reads the tool's description and schema there"),
         ("`image`", "*refused*", "Text models see no images, in results neither"),
         ("`server_tool_use`, `*_tool_result`, `container_upload`", "*refused*", "Only Anthropic's servers run them"),
     ),
     "Tools": (
         ("`custom`, or none", "honoured", "With `input_schema`; `strict` is guaranteed"),
         ("`bash_*`, `text_editor_*`", "honoured", "Offered as functions with their known inputs; the client runs them"),
+        ("`tool_search_tool_*`", "*refused*", "Send a search tool of your own, and answer it with `tool_reference`"),
         ("all others", "*refused*", "`web_search_*`, `web_fetch_*`, `code_execution_*`, `memory_*`, `computer_*`, ..."),
     ),
     "Edits of `context_management`": (

@@ -12,7 +12,7 @@ from scripted_server import CHUNKED, DONE, END, Action, Request, ScriptedServer,
 
 from vllm_mlx.bench.agents.chat_completions import ChatCompletions
 from vllm_mlx.bench.agents.check import DIALECTS, TurnReport, check_dialect
-from vllm_mlx.bench.agents.conversation import STEPS, TASK, TOOLS, Call, conversation
+from vllm_mlx.bench.agents.conversation import NUM_QUICK_RULES, STEPS, TASK, TOOLS, Call, conversation
 from vllm_mlx.bench.agents.dialect import Dialect
 from vllm_mlx.bench.http import HttpClient, parse_origin
 
@@ -57,8 +57,11 @@ def checked(answer: Answer, dialect: Dialect | None = None) -> tuple[list[TurnRe
 
     with ScriptedServer(script, {}) as server:
         http = HttpClient(parse_origin(server.url), timeout_s=10)
-        found = asyncio.run(check_dialect(http, dialect or ChatCompletions(), model="m", session="s-1"))
-        return found, server.asked
+        return asyncio.run(drained(http, dialect or ChatCompletions())), server.asked
+
+
+async def drained(http: HttpClient, dialect: Dialect) -> list[TurnReport]:
+    return [report async for report in check_dialect(http, dialect, model="m", session="s-1")]
 
 
 def test_good_server_has_no_problems() -> None:
@@ -108,10 +111,12 @@ def test_silence_is_no_answer() -> None:
 def test_every_turn_repeats_what_was_said(dialect: Dialect) -> None:
     start = conversation("s-1")
     later = start.after(Call("call_1", "read_file", ARGUMENTS["read_file"]), "hello")
-    one, two = (json.dumps(dialect.body(talk, model="m", calls="edit_file")) for talk in (start, later))
+    one, two = (json.dumps(dialect.body(talk, model="m", step=STEPS[1])) for talk in (start, later))
     for text in (one, two):
         assert all(tool.description in text for tool in TOOLS)
         assert TASK in text
         assert "Session s-1." in text
     assert "call_1" in two
     assert len(two) > len(one) > 5000
+    quick = json.dumps(dialect.body(conversation("s-1", num_rules=NUM_QUICK_RULES), model="m", step=STEPS[1]))
+    assert len(quick) < len(one) / 2

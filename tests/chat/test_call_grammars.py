@@ -86,6 +86,21 @@ def accepts(tokenizer: Tokenizer, used: str | None, text: str) -> bool:
 REQUIRED = ToolChoice("required")
 
 
+async def test_model_may_write_a_freeform_call_as_it_was_taught(tokenizer: Tokenizer) -> None:
+    syntax = OutputShape("grammar", 'start: "ab" "\\n"', param="p")
+    tools = (Tool("patch", is_freeform=True, syntax=syntax), *TOOLS)
+    element = "<tool_call>\n<function=patch>\n<parameter=input>\n{}\n</parameter>\n</function>\n</tool_call>"
+    in_json = '<tool_call>\n{"name": "patch", "arguments": {"input": "x"}}\n</tool_call>'
+    lazy = await grammar(tokenizer, tools=tools)
+    assert [accepts(tokenizer, lazy, text) for text in (element.format("ab\n"), element.format("x"), in_json)] == [
+        *(True, False, True)
+    ]
+    assert accepts(tokenizer, lazy, f"{in_json}\n{TAGGED}")
+    owed = await grammar(tokenizer, tools=tools, tool_choice=REQUIRED)
+    assert accepts(tokenizer, owed, element.format("ab\n"))
+    assert not accepts(tokenizer, owed, in_json)
+
+
 @pytest.mark.parametrize(
     ("given", "good", "bad"),
     [

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from vllm_mlx.chat.pdf import pdf_text
+from vllm_mlx.chat import pdf as module
+from vllm_mlx.chat.pdf import PdfTexts, pdf_text
 from vllm_mlx.core.errors import InvalidRequest
 
 
@@ -65,3 +66,28 @@ def test_damaged_file_is_read_or_refused(position: int, damage: bytes) -> None:
     good = pdf("one river")
     with contextlib.suppress(InvalidRequest):
         pdf_text(good[:position] + damage + good[position + len(damage) :], param="p")
+
+
+def test_same_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def counted(data: bytes, *, param: str) -> str:
+        asked.append(data)
+        return pdf_text(data, param=param)
+
+    monkeypatch.setattr(module, "pdf_text", counted)
+    texts, river, lake = PdfTexts(max_chars=40), pdf("one river"), pdf("two lakes")
+    assert texts.text(river, param="p") == texts.text(river, param="q") == "Page 1:\none river"
+    assert "two lakes" in texts.text(lake, param="p")
+    assert asked == [river, lake]
+    texts.text(pdf("three seas"), param="p")
+    texts.text(river, param="p")
+    assert asked[-1] == river
+
+
+def test_file_that_cannot_be_read_is_refused_each_time() -> None:
+    texts = PdfTexts()
+    for param in ("p", "q"):
+        with pytest.raises(InvalidRequest, match="no PDF file") as caught:
+            texts.text(b"hello", param=param)
+        assert caught.value.param == param

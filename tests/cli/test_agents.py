@@ -38,7 +38,9 @@ def test_own_server_passes_in_every_dialect(
 ) -> None:
     arguments = ["agents", "check", "--url", server.url, "--api-key", KEY, "--dialect", dialect, "--format", "json"]
     assert main(arguments) == 0
-    reports = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    reports = json.loads(told.out)
+    assert told.err.count(" s, ok") == 3
     assert [report["number"] for report in reports] == [1, 2, 3]
     for before, after in itertools.pairwise(reports):
         assert after["num_cached"] >= 0.95 * before["num_prompt"]

@@ -68,7 +68,7 @@ def test_every_text_of_a_client_is_filled_in(client: Client, tmp_path: Path) -> 
     assert not any(re.search(r"\$(?!schema)\w", text) for text in texts)
     everything = "\n".join([*texts, *(json.dumps(json.loads(text)) for text in setup.files.values())])
     assert TARGET.url in everything
-    assert "65536" in everything
+    assert "65536" in everything or "49152" in everything  # with or without room for an answer
     assert "sk-1" in everything
     assert NO_KEY not in everything
     assert NO_KEY in str(set_up(client, Target(TARGET.url, "m", 9), folder=tmp_path))
@@ -104,6 +104,61 @@ def test_launch_runs_the_client_and_returns_its_code(
     assert provider["models"]["org/served"]["limit"] == {"context": 40_000, "output": 10_000}
     assert not Path(told["environment"]["OPENCODE_CONFIG"]).exists()
     assert server.requests[0].headers["authorization"] == "Bearer sk-2"
+
+
+CATALOGUE = {
+    "models": [
+        {"slug": "special", "tool_mode": "code_mode_only", "base_instructions": "Write code."},
+        {"slug": "plain", "tool_mode": None, "base_instructions": "Pay $5.", "newer_field": 1, "context_window": 9},
+    ]
+}
+
+
+def codex_that_prints(text: str, folder: Path) -> None:
+    """A program under Codex's name that tells its catalogue; else it tells its arguments, and that catalogue's file."""
+    (folder / "codex").write_text(
+        f"#!{sys.executable}\n"
+        "import json, pathlib, sys\n"
+        "if sys.argv[1] == 'debug':\n"
+        f"    print({text!r})\n"
+        "else:\n"
+        "    found = [a.partition('=')[2] for a in sys.argv if a.startswith('model_catalog_json=')]\n"
+        "    texts = [pathlib.Path(json.loads(path)).read_text() for path in found]\n"
+        "    print(json.dumps([sys.argv[1:], *texts]))\n"
+    )
+
+
+def test_codex_gets_its_own_catalogue_with_the_served_model(
+    stand_ins: Path, server: ScriptedServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codex_that_prints(json.dumps(CATALOGUE), stand_ins)
+    assert main(["launch", "codex", "--url", server.url]) == 0
+    arguments, text = json.loads(capfd.readouterr().out)
+    (model,) = json.loads(text)["models"]
+    assert (model["slug"], model["context_window"], model["max_context_window"]) == ("org/served", 40_000, 40_000)
+    assert (model["base_instructions"], model["newer_field"]) == ("Pay $5.", 1)
+    assert (model["apply_patch_tool_type"], model["auto_compact_token_limit"]) == ("freeform", 32_000)
+    assert "model_auto_compact_token_limit=32000" in arguments
+    assert "tool_output_token_limit=5000" in arguments
+
+
+@pytest.mark.parametrize("told", ["", "[]", "{}", '{"models": 1}', '{"models": [{"tool_mode": "x"}, "x"]}'])
+def test_codex_that_tells_no_catalogue_runs_without(
+    told: str, stand_ins: Path, server: ScriptedServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codex_that_prints(told, stand_ins)
+    assert main(["launch", "codex", "--url", server.url]) == 0
+    (arguments,) = json.loads(capfd.readouterr().out)
+    assert "model_context_window=40000" in arguments
+
+
+def test_context_that_is_too_short_for_a_client_is_told(
+    stand_ins: Path, server: ScriptedServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.pages["/v1/models"] = (200, {"data": [{"id": "org/served", "max_model_len": 8192}]})
+    assert main(["launch", "claude", "--url", server.url]) == 7
+    assert "Claude Code needs about" in capfd.readouterr().err
+    assert main(["connect", "opencode", "--url", server.url]) == 0
 
 
 def test_answers_are_as_long_as_the_server_allows() -> None:

@@ -57,7 +57,12 @@ def input_around(tool: Tool, syntax: CallSyntax) -> tuple[str, str] | None:
 
 def is_element(tool: Tool, syntax: CallSyntax) -> bool:
     """Whether a freeform tool is called by an element, since the model's own syntax has no place for its grammar."""
-    return syntax.raw is None and input_around(tool, syntax) == _named(ELEMENT, tool)
+    return syntax.raw is None and _has_element(tool, syntax)
+
+
+def _has_element(tool: Tool, syntax: CallSyntax) -> bool:
+    """Whether a freeform tool's call has an element, be it the model's own or not."""
+    return input_around(tool, syntax) == _named(ELEMENT, tool)
 
 
 class CallRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +76,8 @@ class CallRules(msgspec.Struct, frozen=True, kw_only=True):
     fixed: Literal
     is_parallel: bool
     """Whether there may be several calls."""
+    takes_json: bool
+    """Whether a freeform tool may be called as models were taught to, too, where that has no place for its grammar."""
 
     def write(self) -> list[str]:
         """`calls` is one call or several, `lazy_calls` any text in which calls have their form.
@@ -80,12 +87,17 @@ class CallRules(msgspec.Struct, frozen=True, kw_only=True):
         """
         syntax, native = self.syntax, self._native()
         rules = [rule for i in range(len(self.tools)) for rule in self._call(i)]
+        plain = [f"call{i}" for i in native]
+        if self.takes_json and syntax.mark:
+            elements = [i for i, tool in enumerate(self.tools) if _has_element(tool, syntax)]
+            rules += [rule for i in elements for rule in self._plain_call(f"plain{i}", i)]
+            plain += [f"plain{i}" for i in elements]
         if syntax.arguments is not None:
             rules += free_text(syntax.arguments, self.fixed)
-        if native:
-            rules += [f"call: {' | '.join(f'call{i}' for i in native)}", f"more: {self._more()}"]
+        if plain:
+            rules += [f"call: {' | '.join(plain)}", f"more: {self._more()}"]
             rules.append(f"native: {self.fixed(syntax.opening)} call more")
-        either = [*(["native"] if native else []), *(f"call{i}" for i in range(len(self.tools)) if i not in native)]
+        either = [*(["native"] if plain else []), *(f"call{i}" for i in range(len(self.tools)) if i not in native)]
         before = f"({self.fixed(syntax.before)})?" if syntax.before else ""
         several = "+" if self._may_repeat and either != ["native"] else ""
         rules += [f"calls: section{several}", f"section: {before} {self.fixed(syntax.mark)} inside"]
@@ -114,9 +126,15 @@ class CallRules(msgspec.Struct, frozen=True, kw_only=True):
         if (around := input_around(tool, syntax)) is not None:
             behind = f"@{input_name(tool)} {self.fixed(around[1])}"
             return [f"call{i}: {self.fixed(around[0])} rest{i}", f"rest{i}: {behind}"]
+        return self._plain_call(f"call{i}", i)
+
+    def _plain_call(self, rule: str, i: int) -> list[str]:
+        """The rule of calls of a tool with its arguments, and those that it needs."""
+        tool, syntax = self.tools[i], self.syntax
         heads = " | ".join(self._head(head, tool) for head in (syntax.head, syntax.other_head) if head)
         arguments, rules = self._arguments(i)
-        return [f"call{i}: ({heads}) rest{i}", f"rest{i}: {arguments} {self.fixed(syntax.end)}", *rules]
+        rest = f"rest{i}" if rule == f"call{i}" else f"{rule}_rest"
+        return [f"{rule}: ({heads}) {rest}", f"{rest}: {arguments} {self.fixed(syntax.end)}", *rules]
 
     def _head(self, head: str, tool: Tool) -> str:
         return f" {_INDEX} ".join(self.fixed(part.replace("{name}", tool.name)) for part in head.split("{index}"))

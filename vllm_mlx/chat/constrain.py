@@ -136,7 +136,13 @@ class Constrainer:
 
     def _entries(self, tools: Sequence[Tool], syntax: CallSyntax, plan: CallPlan) -> list[Entry]:
         """The grammar of the answer, and those that it refers to."""
-        rules = CallRules(tools=tools, syntax=syntax, fixed=self._fixed, is_parallel=plan.is_parallel).write()
+        rules = CallRules(
+            tools=tools,
+            syntax=syntax,
+            fixed=self._fixed,
+            is_parallel=plan.is_parallel,
+            takes_json=plan.kind == "lazy",
+        ).write()
         start = _start(plan, self._fixed, in_channel=syntax.is_message)
         inputs = [
             _named(entry_of(tool.syntax, self._fixed), input_name(tool))

@@ -127,12 +127,13 @@ class PromptEncoder:
 
 
 def shown_tools(request: ChatRequest) -> tuple[Tool, ...]:
-    """The tools that the model is told of: none if none may be called, else those that may be.
+    """The tools that the prompt lists: none if none may be called, else those that may be and are to be listed.
 
     Where a grammar sees to it that no other is called, all are told, so that a turn which forces a call begins with the
     same tokens as the turns around it.
     """
-    return request.tools if request.tool_choice.mode == "required" else callable_tools(request)
+    tools = request.tools if request.tool_choice.mode == "required" else callable_tools(request)
+    return tuple(tool for tool in tools if tool.is_listed)
 
 
 def callable_tools(request: ChatRequest) -> tuple[Tool, ...]:

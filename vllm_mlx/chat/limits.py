@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from vllm_mlx.chat.tokenizer import Tokenizer
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.errors import ContextLengthExceeded, InvalidRequest
+from vllm_mlx.core.errors import ContextLengthExceeded, InvalidRequest, OutputLimitExceeded
 from vllm_mlx.core.sampling import SamplingParams
 
 
@@ -53,8 +53,11 @@ def check_sampling(sampling: SamplingParams, *, vocab_size: int, config: Config)
     check_token_ids(sampling.allowed_token_ids or (), vocab_size=vocab_size, param="allowed_token_ids")
     check_token_ids(sampling.stop_token_ids, vocab_size=vocab_size, param="stop_token_ids")
     if sampling.max_tokens is not None and sampling.max_tokens > config.max_request_tokens:
-        raise InvalidRequest(
-            f"max_tokens must be at most {config.max_request_tokens}, not {sampling.max_tokens}.", param="max_tokens"
+        raise OutputLimitExceeded(
+            f"max_tokens must be at most {config.max_request_tokens}, not {sampling.max_tokens}.",
+            param="max_tokens",
+            num_tokens=sampling.max_tokens,
+            max_tokens=config.max_request_tokens,
         )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 from vllm_mlx.core.errors import InvalidRequest
+from vllm_mlx.core.kept import Kept
 
 MAX_PAGES = 1000
+MAX_KEPT_CHARS = 16 * 1024 * 1024
+"""Of all texts together that `PdfTexts` keeps."""
 _BREAKAGES = (
     ValueError,
     LookupError,
@@ -43,3 +47,22 @@ def pdf_text(data: bytes, *, param: str) -> str:
         message = f"{param}: the PDF file has no text, and this model cannot see its pages; send their text."
         raise InvalidRequest(message, param=param)
     return "\n\n".join(f"Page {number}:\n{text}" for number, text in enumerate(pages, start=1))
+
+
+class PdfTexts:
+    """Texts of the files that were read last: clients send a conversation's files again with every turn.
+
+    For any thread.
+    """
+
+    def __init__(self, *, max_chars: int = MAX_KEPT_CHARS) -> None:
+        self._kept: Kept[bytes, str] = Kept(max_chars, weigh=lambda _, text: len(text))
+
+    def text(self, data: bytes, *, param: str) -> str:
+        """What `pdf_text` makes of the file, and what it raises."""
+        key = hashlib.sha256(data).digest()
+        text = self._kept.get(key)
+        if text is None:
+            text = pdf_text(data, param=param)
+            self._kept.add(key, text)
+        return text

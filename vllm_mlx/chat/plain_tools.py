@@ -17,10 +17,9 @@ from vllm_mlx.core.chat import Message, TextPart, Tool, ToolCall
 FREEFORM_ARGUMENT = "input"
 """A tool that takes plain text is shown as a function with this one argument."""
 
+_LOADED = "These tools can be called from now on, like those that were listed at the beginning:"
 _SYSTEM = """You can call functions. They are listed inside <tools></tools>, one a line, as JSON:
-<tools>
 {tools}
-</tools>
 
 To call a function, write a JSON object with its name and arguments inside <tool_call></tool_call>, once for each call:
 <tool_call>
@@ -40,6 +39,16 @@ def parameters_of(tool: Tool) -> dict[str, Any]:
         return tool.parameters or {}
     text = {"type": "string", "description": "The whole input of the tool, as plain text."}
     return {"type": "object", "properties": {FREEFORM_ARGUMENT: text}, "required": [FREEFORM_ARGUMENT]}
+
+
+def loaded_tools_text(tools: Sequence[Tool]) -> str:
+    """What a message says of tools that the beginning of the prompt does not list."""
+    return f"{_LOADED}\n{_listed(tools)}"
+
+
+def removed_tools_text(tools: Sequence[Tool]) -> str:
+    """What a message says of tools that are listed above and should not be called any more."""
+    return f"These tools cannot be called any more: {', '.join(tool.name for tool in tools)}."
 
 
 def with_tools_as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[Message, ...]:
@@ -70,8 +79,12 @@ def _function(tool: Tool) -> dict[str, Any]:
 
 
 def _system_text(tools: Sequence[Tool]) -> str:
+    return _SYSTEM.format(tools=_listed(tools))
+
+
+def _listed(tools: Sequence[Tool]) -> str:
     lines = [json.dumps(tool, ensure_ascii=False) for tool in tool_variables(tools)]
-    return _SYSTEM.format(tools="\n".join(lines))
+    return "\n".join(["<tools>", *lines, "</tools>"])
 
 
 def _plain(message: Message) -> Message:

@@ -46,7 +46,8 @@ def agents(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{error}; start a server first: vllm-mlx serve MODEL") from None
     if given.model is not None:
         target = msgspec.structs.replace(target, model=given.model)
-    reports = asyncio.run(_check(target, given.dialect or DIALECT_NAMES, timeout_s=given.timeout))
+    names = given.dialect or DIALECT_NAMES
+    reports = asyncio.run(_check(target, names, timeout_s=given.timeout, is_quick=given.quick))
     if given.format == "json":
         print(msgspec.json.format(msgspec.json.encode(reports), indent=2).decode())
     else:
@@ -79,6 +80,11 @@ def agents_parser() -> argparse.ArgumentParser:
         help=f"Only this one of {names}; may be given several times.",
     )
     group.add_argument(
+        "--quick",
+        action="store_true",
+        help="A system prompt of some 200 tokens instead of 2,000: for machines without a GPU.",
+    )
+    group.add_argument(
         "--timeout", type=float, default=600.0, metavar="SECONDS", help="Longest silence of the server. [600]"
     )
     group.add_argument(
@@ -98,17 +104,28 @@ def table(reports: Sequence[TurnReport]) -> str:
     return "\n".join([*lines, "", f"{num_wrong} of {len(reports)} turns went wrong" if num_wrong else "all is well"])
 
 
-async def _check(target: Target, names: Sequence[str], *, timeout_s: float) -> list[TurnReport]:
+async def _check(target: Target, names: Sequence[str], *, timeout_s: float, is_quick: bool) -> list[TurnReport]:
+    """All reports; each turn is told when it is over."""
     from vllm_mlx.bench.agents.check import DIALECTS, check_dialect
+    from vllm_mlx.bench.agents.conversation import NUM_QUICK_RULES, NUM_RULES
     from vllm_mlx.bench.http import HttpClient, parse_origin
 
     http = HttpClient(parse_origin(target.url), api_key=target.key, timeout_s=timeout_s)
     reports: list[TurnReport] = []
     for dialect in DIALECTS:
-        if dialect.name in names:
-            print(f"vllm-mlx: {dialect.path}", file=sys.stderr)
-            reports += await check_dialect(http, dialect, model=target.model, session=uuid.uuid4().hex)
+        if dialect.name not in names:
+            continue
+        print(f"vllm-mlx: {dialect.path}", file=sys.stderr)
+        session, num_rules = uuid.uuid4().hex, NUM_QUICK_RULES if is_quick else NUM_RULES
+        async for report in check_dialect(http, dialect, model=target.model, session=session, num_rules=num_rules):
+            print(_progress(report), file=sys.stderr, flush=True)
+            reports.append(report)
     return reports
+
+
+def _progress(report: TurnReport) -> str:
+    state = "; ".join(report.problems) or "ok"
+    return f"vllm-mlx: {report.dialect}, turn {report.number}: {report.total_ms / 1000:,.1f} s, {state}"
 
 
 def _row(report: TurnReport) -> tuple[str, ...]:

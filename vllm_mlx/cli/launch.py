@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from vllm_mlx.cli.client import Client, Setup, Target, set_up
+from vllm_mlx.cli.client import Ask, Client, Setup, Target, no_answer, set_up
 from vllm_mlx.cli.clients import find_client
 from vllm_mlx.cli.own_server import OwnServer
 from vllm_mlx.cli.target import NoServer, base_url, find_target, own_url
@@ -23,6 +23,7 @@ from vllm_mlx.core.errors import ConfigError
 
 _SIGNALLED = 128
 """Exit code of a command that a signal ended, less the signal's number, as shells say it."""
+_ASK_S = 20.0
 _CONNECT_FOLDER = "vllm-mlx-clients"
 
 
@@ -38,7 +39,8 @@ def launch(config: Config, *, client: str, url: str | None, has_model: bool, arg
     with tempfile.TemporaryDirectory(prefix="vllm-mlx-") as name:
         folder = Path(name)
         with _stopped_by_signals(), _server(config, url, has_model=has_model, folder=folder) as target:
-            setup = set_up(found, target, folder=folder / "client")
+            _warn_of_little_context(found, target)
+            setup = set_up(found, target, folder=folder / "client", ask=_asking(executable))
             setup.write()
             return _run(executable, setup, arguments)
 
@@ -52,13 +54,14 @@ def connect(config: Config, *, client: str, url: str | None) -> int:
     except NoServer as error:
         raise ConfigError(f"{error}; start a server first: vllm-mlx serve MODEL") from None
     folder = Path(tempfile.gettempdir()) / f"{_CONNECT_FOLDER}-{os.getuid()}" / found.name
-    print(script(found, target, folder=folder), end="")
+    _warn_of_little_context(found, target)
+    print(script(found, target, folder=folder, ask=_asking(shutil.which(found.executable))), end="")
     return 0
 
 
-def script(client: Client, target: Target, *, folder: Path) -> str:
+def script(client: Client, target: Target, *, folder: Path, ask: Ask = no_answer) -> str:
     """Shell commands that set a client up for a server, and the client's own command."""
-    setup = set_up(client, target, folder=folder)
+    setup = set_up(client, target, folder=folder, ask=ask)
     lines = [
         f"# {client.title} on {target.model} at {target.url}, {target.context_tokens:,} tokens of context",
         f"# to install it: {client.install}",
@@ -71,6 +74,33 @@ def script(client: Client, target: Target, *, folder: Path) -> str:
         lines.append(f"unset {' '.join(setup.unset)}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in setup.environment.items()]
     return "\n".join([*lines, shlex.join(setup.command)]) + "\n"
+
+
+def _warn_of_little_context(client: Client, target: Target) -> None:
+    if target.context_tokens < client.min_context_tokens:
+        print(
+            f"vllm-mlx: {client.title} needs about {client.min_context_tokens:,} tokens of context, and {target.model} "
+            f"has {target.context_tokens:,}: it will compact its conversation again and again, or stop",
+            file=sys.stderr,
+        )
+
+
+def _asking(executable: str | None) -> Ask:
+    """Asks the program; one that takes too long has nothing to say."""
+
+    def ask(*arguments: str) -> str | None:
+        if executable is None:
+            return None
+        command = [executable, *arguments]
+        try:
+            ended = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_S, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return ended.stdout
+
+    return ask
 
 
 @contextmanager

@@ -52,6 +52,8 @@ class Tool(msgspec.Struct, frozen=True):
     """Whether it takes one plain text instead of named arguments."""
     syntax: OutputShape | None = None
     """What a freeform tool's text must look like."""
+    is_listed: bool = True
+    """Whether the prompt lists it with the others; if not, it can be called all the same: a message may show it."""
 
 
 class ToolChoice(msgspec.Struct, frozen=True):

@@ -3,7 +3,8 @@
 VllmMlxError
 ├── RequestError                  the caller's fault; becomes an HTTP answer
 │   ├── InvalidRequest            400
-│   │   └── ContextLengthExceeded 400
+│   │   ├── ContextLengthExceeded 400
+│   │   └── OutputLimitExceeded   400
 │   ├── Unauthorized              401
 │   ├── NotFound                  404
 │   ├── PayloadTooLarge           413
@@ -66,6 +67,16 @@ class ContextLengthExceeded(InvalidRequest):
     ) -> None:
         """`num_tokens` is what the prompt has, or at least has, and `max_tokens` what it may have; 0: not known."""
         super().__init__(message, param=param, code=code)
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+
+class OutputLimitExceeded(InvalidRequest):
+    """The request asks for a longer answer than the server gives."""
+
+    def __init__(self, message: str, *, param: str | None = None, num_tokens: int, max_tokens: int) -> None:
+        """`num_tokens` is what was asked for, and `max_tokens` what may be."""
+        super().__init__(message, param=param)
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
 

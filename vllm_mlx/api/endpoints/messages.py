@@ -33,8 +33,9 @@ from vllm_mlx.api.wire.anthropic.answers import (
 from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody, PromptFields
 from vllm_mlx.api.wire.anthropic.encoder import MessageEncoder
 from vllm_mlx.api.wire.anthropic.request import in_own_names, message_request, prompt_request, shown_reasoning
-from vllm_mlx.api.wire.anthropic.transcript import has_files
+from vllm_mlx.api.wire.anthropic.transcript import ReadPdf, has_files
 from vllm_mlx.api.wire.decode import decode
+from vllm_mlx.chat.pdf import PdfTexts
 from vllm_mlx.core.chat import ChatRequest
 from vllm_mlx.core.errors import InvalidRequest
 from vllm_mlx.core.kept import Kept
@@ -49,6 +50,7 @@ def router(context: Context) -> APIRouter:
     """The endpoints over one server."""
     routes = APIRouter(tags=["Messages"])
     counts: Kept[bytes, TokenCount] = Kept(MAX_COUNTS)
+    read_pdf = PdfTexts().text
 
     @routes.post(
         "/v1/messages",
@@ -60,7 +62,8 @@ def router(context: Context) -> APIRouter:
         """Continue a conversation."""
         body, record = await admitted(request, MessagesBody, context)
         tenant = tenant_of(request, context.config)
-        return await while_connected(request.receive, _answered(body, record, context, tenant=tenant))
+        answered = _answered(body, record, context, tenant=tenant, read_pdf=read_pdf)
+        return await while_connected(request.receive, answered)
 
     @routes.post(
         "/v1/messages/count_tokens",
@@ -76,17 +79,25 @@ def router(context: Context) -> APIRouter:
         if answer is None:
             body = decode(data, CountTokensBody)
             context.check_model(body.model)
-            answer = await _count(body, context, request_id=f"msg_{record_of(request.scope).key}")
+            answer = await _count(body, context, request_id=f"msg_{record_of(request.scope).key}", read_pdf=read_pdf)
             counts.add(key, answer)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
 
 
-async def _answered(body: MessagesBody, record: RequestRecord, context: Context, *, tenant: bytes) -> Response:
+async def _answered(
+    body: MessagesBody, record: RequestRecord, context: Context, *, tenant: bytes, read_pdf: ReadPdf
+) -> Response:
     message_id, sealer = f"msg_{record.key}", Sealer(context.responses.key)
-    defaults = context.service.sampling_defaults
-    read = partial(message_request, request_id=message_id, defaults=defaults, unseal=sealer.find, tenant=tenant)
+    read = partial(
+        message_request,
+        request_id=message_id,
+        defaults=context.service.sampling_defaults,
+        unseal=sealer.find,
+        read_pdf=read_pdf,
+        tenant=tenant,
+    )
     asked = await _read(read, body)
     edits: EditsAnswer | msgspec.UnsetType = msgspec.UNSET
     try:
@@ -110,9 +121,9 @@ async def _answered(body: MessagesBody, record: RequestRecord, context: Context,
     )
 
 
-async def _count(body: CountTokensBody, context: Context, *, request_id: str) -> TokenCount:
+async def _count(body: CountTokensBody, context: Context, *, request_id: str, read_pdf: ReadPdf) -> TokenCount:
     unseal, service = Sealer(context.responses.key).find, context.service
-    read = partial(prompt_request, request_id=request_id, sampling=SamplingParams(), unseal=unseal)
+    read = partial(prompt_request, request_id=request_id, sampling=SamplingParams(), unseal=unseal, read_pdf=read_pdf)
     asked = await _read(read, body)
     try:
         if body.context_management is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_mlx.bench.agents.conversation import MAX_TOKENS, TASK, TOOLS, Call, Conversation
+from vllm_mlx.bench.agents.conversation import TASK, TOOLS, Call, Conversation, Step
 from vllm_mlx.bench.agents.dialect import Heard
 
 
@@ -14,7 +14,7 @@ class ChatCompletions:
     name = "chat"
     path = "/v1/chat/completions"
 
-    def body(self, conversation: Conversation, *, model: str, calls: str | None) -> dict[str, Any]:
+    def body(self, conversation: Conversation, *, model: str, step: Step) -> dict[str, Any]:
         """See `Dialect`."""
         messages: list[dict[str, Any]] = [
             {"role": "system", "content": conversation.system},
@@ -31,8 +31,8 @@ class ChatCompletions:
             "model": model,
             "messages": messages,
             "tools": [_tool(tool.name, tool.description, tool.schema) for tool in TOOLS],
-            "tool_choice": {"type": "function", "function": {"name": calls}} if calls else "auto",
-            "max_tokens": MAX_TOKENS,
+            "tool_choice": {"type": "function", "function": {"name": step.calls}} if step.calls else "auto",
+            "max_tokens": step.max_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},

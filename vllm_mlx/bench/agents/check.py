@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
 from vllm_mlx.bench.agents.chat_completions import ChatCompletions
-from vllm_mlx.bench.agents.conversation import STEPS, TOOLS, Call, Step, conversation
+from vllm_mlx.bench.agents.conversation import NUM_RULES, STEPS, TOOLS, Call, Step, conversation
 from vllm_mlx.bench.agents.dialect import Dialect, Heard
 from vllm_mlx.bench.agents.messages import Messages
 from vllm_mlx.bench.agents.responses import Responses
@@ -37,36 +38,41 @@ class TurnReport(msgspec.Struct, frozen=True):
     """None if the server does not say."""
     ttft_ms: float | None
     """Until the first event that is text or a call."""
+    total_ms: float
+    """Until the answer was whole."""
     problems: tuple[str, ...]
     """What is wrong; nothing if all is well."""
 
 
-async def check_dialect(http: HttpClient, dialect: Dialect, *, model: str, session: str) -> list[TurnReport]:
-    """Every turn, up to the first that cannot be built on. `session` must be new for each check."""
-    talk, reports, num_before = conversation(session), [], None
+async def check_dialect(
+    http: HttpClient, dialect: Dialect, *, model: str, session: str, num_rules: int = NUM_RULES
+) -> AsyncIterator[TurnReport]:
+    """Every turn when it is over, up to the first that cannot be built on.
+
+    `session` must be new for each check; `num_rules` is how long the system prompt is, at about 50 tokens each.
+    """
+    talk, num_before = conversation(session, num_rules=num_rules), None
     for number, step in enumerate(STEPS, 1):
-        body = dialect.body(talk, model=model, calls=step.calls)
+        body = dialect.body(talk, model=model, step=step)
         listener = _Listener(dialect)
         await listener.ask(http, dialect.path, msgspec.json.encode(body))
         heard = listener.heard
         calls = tuple(heard.calls.values())
-        reports.append(
-            TurnReport(
-                dialect=dialect.name,
-                number=number,
-                expected=step.calls or "any",
-                called=tuple(f"{call.name} {call.arguments}" for call in calls),
-                num_prompt=heard.num_prompt,
-                num_cached=heard.num_cached,
-                ttft_ms=listener.ttft_ms,
-                problems=tuple(problems(heard, step, num_before=num_before)),
-            )
+        yield TurnReport(
+            dialect=dialect.name,
+            number=number,
+            expected=step.calls or "any",
+            called=tuple(f"{call.name} {call.arguments}" for call in calls),
+            num_prompt=heard.num_prompt,
+            num_cached=heard.num_cached,
+            ttft_ms=listener.ttft_ms,
+            total_ms=listener.total_ms,
+            problems=tuple(problems(heard, step, num_before=num_before)),
         )
         num_before = heard.num_prompt
         if step.calls is None or len(calls) != 1 or _call_problem(calls[0], step) is not None:
             break
         talk = talk.after(calls[0], step.result)
-    return reports
 
 
 def problems(heard: Heard, step: Step, *, num_before: int | None) -> list[str]:
@@ -112,6 +118,7 @@ class _Listener:
     def __init__(self, dialect: Dialect) -> None:
         self.heard = Heard()
         self.ttft_ms: float | None = None
+        self.total_ms = 0.0
         self._dialect = dialect
         self._reader = EventReader()
         self._started_s = 0.0
@@ -124,6 +131,8 @@ class _Listener:
         except (ConnectionFailed, TimedOut, BrokenOff) as error:
             self.heard.error = str(error)
             return
+        finally:
+            self.total_ms = self._elapsed_ms()
         if not 200 <= answer.status < 300:
             self.heard.error = f"answered {answer.status}: {error_text(answer.body)}"
 
@@ -132,7 +141,10 @@ class _Listener:
             if data != _DONE and self.heard.error is None:
                 self._hear(data)
         if self.ttft_ms is None and (self.heard.text or self.heard.calls):
-            self.ttft_ms = (time.perf_counter() - self._started_s) * 1000
+            self.ttft_ms = self._elapsed_ms()
+
+    def _elapsed_ms(self) -> float:
+        return (time.perf_counter() - self._started_s) * 1000
 
     def _hear(self, data: bytes) -> None:
         event: Any = None

@@ -11,13 +11,16 @@ from typing import Any
 
 import msgspec
 
-MAX_TOKENS = 256
 TASK = "Change the greeting in notes.txt from hello to goodbye. Read the file before you edit it."
 _RULE = (
     "Rule {number}: before a file is changed it is read, a change is as small as it can be, nothing outside the "
     "working folder is touched, and what was done is told in one sentence without praise."
 )
-_NUM_RULES = 40
+NUM_RULES = 40
+"""Some 2,000 tokens: enough to see what is computed again, and a fraction of what real agents send."""
+NUM_QUICK_RULES = 4
+_CALL_TOKENS = 256
+_ANSWER_TOKENS = 48
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
@@ -61,6 +64,8 @@ class Step(msgspec.Struct, frozen=True):
 
     calls: str | None
     """The tool that it must call; None: it may call one, or answer in words."""
+    max_tokens: int
+    """Most that it may write. An answer is cut off early: nobody reads it."""
     result: str = ""
     """What the tool then says."""
 
@@ -96,13 +101,13 @@ TOOLS = (
     ToolSpec("run_command", "Run a command of the shell.", {"command": {"type": "string"}}),
 )
 STEPS = (
-    Step("read_file", "1\tSay hello to the world.\n2\tThen say it again.\n"),
-    Step("edit_file", "notes.txt: replaced 1 occurrence."),
-    Step(None),
+    Step("read_file", _CALL_TOKENS, "1\tSay hello to the world.\n2\tThen say it again.\n"),
+    Step("edit_file", _CALL_TOKENS, "notes.txt: replaced 1 occurrence."),
+    Step(None, _ANSWER_TOKENS),
 )
 
 
-def conversation(session: str) -> Conversation:
+def conversation(session: str, *, num_rules: int = NUM_RULES) -> Conversation:
     """The beginning. `session` comes first in the system prompt, so that no cache knows it yet."""
-    rules = "\n".join(_RULE.format(number=number) for number in range(1, _NUM_RULES + 1))
+    rules = "\n".join(_RULE.format(number=number) for number in range(1, num_rules + 1))
     return Conversation(f"Session {session}. You are a coding agent that works with tools.\n\n{rules}")

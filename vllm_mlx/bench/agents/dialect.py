@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from vllm_mlx.bench.agents.conversation import Call, Conversation
+from vllm_mlx.bench.agents.conversation import Call, Conversation, Step
 
 
 class Heard(msgspec.Struct):
@@ -39,8 +39,8 @@ class Dialect(Protocol):
         """Where requests go."""
         ...
 
-    def body(self, conversation: Conversation, *, model: str, calls: str | None) -> Mapping[str, Any]:
-        """A streamed request, whose answer must call the tool `calls` (None: as it likes)."""
+    def body(self, conversation: Conversation, *, model: str, step: Step) -> Mapping[str, Any]:
+        """A streamed request for one turn of the model."""
         ...
 
     def hear(self, event: Any, heard: Heard) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_mlx.bench.agents.conversation import MAX_TOKENS, TASK, TOOLS, Call, Conversation
+from vllm_mlx.bench.agents.conversation import TASK, TOOLS, Call, Conversation, Step
 from vllm_mlx.bench.agents.dialect import Heard
 
 _CACHED = {"cache_control": {"type": "ephemeral"}}
@@ -18,7 +18,7 @@ class Messages:
     name = "messages"
     path = "/v1/messages"
 
-    def body(self, conversation: Conversation, *, model: str, calls: str | None) -> dict[str, Any]:
+    def body(self, conversation: Conversation, *, model: str, step: Step) -> dict[str, Any]:
         """See `Dialect`."""
         messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": TASK}]}]
         for one in conversation.exchanges:
@@ -36,8 +36,8 @@ class Messages:
             "tools": [
                 {"name": tool.name, "description": tool.description, "input_schema": tool.schema} for tool in TOOLS
             ],
-            "tool_choice": {"type": "tool", "name": calls} if calls else {"type": "auto"},
-            "max_tokens": MAX_TOKENS,
+            "tool_choice": {"type": "tool", "name": step.calls} if step.calls else {"type": "auto"},
+            "max_tokens": step.max_tokens,
             "temperature": 0,
             "stream": True,
         }

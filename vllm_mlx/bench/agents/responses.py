@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_mlx.bench.agents.conversation import MAX_TOKENS, TASK, TOOLS, Call, Conversation
+from vllm_mlx.bench.agents.conversation import TASK, TOOLS, Call, Conversation, Step
 from vllm_mlx.bench.agents.dialect import Heard
 
 _TEXTS = ("response.output_text.delta", "response.reasoning_text.delta", "response.reasoning_summary_text.delta")
@@ -17,7 +17,7 @@ class Responses:
     name = "responses"
     path = "/v1/responses"
 
-    def body(self, conversation: Conversation, *, model: str, calls: str | None) -> dict[str, Any]:
+    def body(self, conversation: Conversation, *, model: str, step: Step) -> dict[str, Any]:
         """See `Dialect`."""
         items: list[dict[str, Any]] = [{"type": "message", "role": "user", "content": TASK}]
         for one in conversation.exchanges:
@@ -34,8 +34,8 @@ class Responses:
                 {"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.schema}
                 for tool in TOOLS
             ],
-            "tool_choice": {"type": "function", "name": calls} if calls else "auto",
-            "max_output_tokens": MAX_TOKENS,
+            "tool_choice": {"type": "function", "name": step.calls} if step.calls else "auto",
+            "max_output_tokens": step.max_tokens,
             "temperature": 0,
             "store": False,
             "stream": True,

@@ -17,10 +17,11 @@ CLIENT = Client(
         "ANTHROPIC_DEFAULT_HAIKU_MODEL": "$model",
         # it would take 200,000 tokens for granted
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "$context",
-        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": "$context",
+        # the shorter of this, which may not be less, and the context
+        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": "$wide",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "$output",
-        # it would ask for tools that are looked up, be refused, and ask again without
-        "ENABLE_TOOL_SEARCH": "false",
+        # the tools of MCP servers are looked up where they would take much of the context, and listed where not
+        "ENABLE_TOOL_SEARCH": "auto",
         # a line of the system prompt that changes with every request
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -31,4 +32,5 @@ CLIENT = Client(
         "API_TIMEOUT_MS": "3600000",
     },
     unset=("ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"),
+    min_context_tokens=64_000,
 )

@@ -22,7 +22,8 @@ CLIENT = Client(
                         "apiKey": "$key",
                         "model": "$model",
                         "baseUrl": "$url/v1",
-                        "contextWindow": "$context",
+                        # what it may send: it compacts at nine tenths of it, and asks for maxTokens besides
+                        "contextWindow": "$input",
                         "maxTokens": "$output",
                         "timeout": 3_600_000,
                     },

@@ -6,30 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from vllm_mlx.api.wire.anthropic.cache_control import Cacheable
+from vllm_mlx.api.wire.anthropic.tool_changes import ToolAdditionBlock, ToolRemovalBlock
 from vllm_mlx.api.wire.base import WireModel, unsupported
 
 _IMAGES = "is an image, and this model takes text only; leave it out or describe it"
 
 
-class CacheControl(WireModel):
-    """Ends a beginning of the prompt that later requests share."""
-
-    type: Literal["ephemeral"]
-    """`ephemeral`."""
-    ttl: Literal["5m", "1h"] | None = None
-    """How long it is kept after its last use; `5m` if absent."""
-    scope: str | None = None
-    """Accepted, as Claude Code sends it; who shares prefixes is the server's setting."""
-
-
-class _Cacheable(WireModel):
-    """What every block may have."""
-
-    cache_control: CacheControl | None = None
-    """Ends a beginning of the prompt that later requests share; it counts at the end of its message."""
-
-
-class TextBlock(_Cacheable):
+class TextBlock(Cacheable):
     """A piece of text."""
 
     type: Literal["text"]
@@ -60,7 +44,7 @@ class RedactedThinkingBlock(WireModel):
     """As it was given out; that of another server is accepted and not shown to the model."""
 
 
-class ToolUseBlock(_Cacheable):
+class ToolUseBlock(Cacheable):
     """A call that the model made earlier."""
 
     type: Literal["tool_use"]
@@ -75,7 +59,7 @@ class ToolUseBlock(_Cacheable):
     """Accepted, as it comes back in replayed answers; calls are always the model's own."""
 
 
-class SearchResultBlock(_Cacheable):
+class SearchResultBlock(Cacheable):
     """A passage that the client found."""
 
     type: Literal["search_result"]
@@ -128,7 +112,7 @@ def _offered_source(source: Any) -> Any:
     return source
 
 
-class DocumentBlock(_Cacheable):
+class DocumentBlock(Cacheable):
     """A document that the model reads as text."""
 
     type: Literal["document"]
@@ -145,6 +129,15 @@ class DocumentBlock(_Cacheable):
     """Accepted; the model's answers carry no citations."""
 
 
+class ToolReferenceBlock(Cacheable):
+    """A tool that a search of the client's found."""
+
+    type: Literal["tool_reference"]
+    """`tool_reference`."""
+    tool_name: str
+    """One of `tools`; the model reads its description and schema here."""
+
+
 def _text_only(block: Any) -> Any:
     kind = block.get("type") if isinstance(block, dict) else None
     if kind == "image":
@@ -152,7 +145,7 @@ def _text_only(block: Any) -> Any:
     return block
 
 
-_RESULTS = ("text", "document", "search_result")
+_RESULTS = ("text", "document", "search_result", "tool_reference")
 
 
 def _result_kind(block: Any) -> Any:
@@ -163,11 +156,13 @@ def _result_kind(block: Any) -> Any:
 
 
 ResultPart = Annotated[
-    TextBlock | DocumentBlock | SearchResultBlock, Field(discriminator="type"), BeforeValidator(_result_kind)
+    TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock,
+    Field(discriminator="type"),
+    BeforeValidator(_result_kind),
 ]
 
 
-class ToolResultBlock(_Cacheable):
+class ToolResultBlock(Cacheable):
     """What a tool answered."""
 
     type: Literal["tool_result"]
@@ -175,14 +170,17 @@ class ToolResultBlock(_Cacheable):
     tool_use_id: str
     """The call that this answers."""
     content: str | list[ResultPart] | None = None
-    """Text, or a list of text, document and search_result blocks."""
+    """Text, or a list of text, document, search_result and tool_reference blocks."""
     is_error: bool | None = None
     """Whether the call failed; the model is told."""
     toolset_name: None = None
     """Toolsets are not offered."""
 
 
-_KINDS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result", "document", "search_result")
+_KINDS = (
+    *("text", "thinking", "redacted_thinking", "tool_use", "tool_result", "document", "search_result"),
+    *("tool_addition", "tool_removal"),
+)
 
 
 def _known_kind(block: Any) -> Any:
@@ -200,8 +198,20 @@ Block = (
     | ToolResultBlock
     | DocumentBlock
     | SearchResultBlock
+    | ToolAdditionBlock
+    | ToolRemovalBlock
 )
 WireBlock = Annotated[Block, Field(discriminator="type"), BeforeValidator(_known_kind)]
+
+
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+
+
+class TurnConfig(WireModel):
+    """What answers are like from a turn on."""
+
+    effort: Effort | None = None
+    """Given to the chat template as `reasoning_effort`; that of the last turn that has one counts."""
 
 
 class WireMessage(WireModel):
@@ -209,15 +219,12 @@ class WireMessage(WireModel):
 
     role: Literal["user", "assistant", "system"]
     """`user` or `assistant`; `system` for instructions that come in between."""
-    content: str | Annotated[list[WireBlock], Field(fail_fast=True)]
-    """Text, or a list of blocks."""
+    content: str | Annotated[list[WireBlock], Field(fail_fast=True)] | None = None
+    """Text, or a list of blocks; a turn of the system with an `output_config` needs none."""
+    output_config: TurnConfig | None = None
+    """Only of the system: what answers are like from here on."""
+    clear_at: Literal["next_user_message", "never"] | None = None
+    """Only of the system: `next_user_message` takes its text out once the user has a later turn."""
 
 
 System = str | list[TextBlock]
-
-
-def keep_s(control: CacheControl | None) -> int:
-    """Seconds that a marked beginning is kept; 0 for what is not marked."""
-    if control is None:
-        return 0
-    return 3600 if control.ttl == "1h" else 300

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from vllm_mlx.api.wire.anthropic.blocks import CacheControl, System, WireMessage
+from vllm_mlx.api.wire.anthropic.blocks import Effort, System, WireMessage
+from vllm_mlx.api.wire.anthropic.cache_control import CacheControl
 from vllm_mlx.api.wire.anthropic.edits import ContextManagement
 from vllm_mlx.api.wire.anthropic.tools import WireToolChoice, WireTools
 from vllm_mlx.api.wire.base import WireModel
@@ -58,7 +59,7 @@ class JsonFormat(WireModel):
 class OutputConfig(WireModel):
     """What the answer is like."""
 
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     """Given to the chat template as `reasoning_effort`; templates that do not know it ignore it."""
     format: JsonFormat | None = None
     """What the answer must look like."""

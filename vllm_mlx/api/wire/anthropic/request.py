@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from vllm_mlx.api.wire.anthropic.blocks import keep_s
 from vllm_mlx.api.wire.anthropic.body import (
     DisabledThinking,
     EnabledThinking,
@@ -16,11 +15,14 @@ from vllm_mlx.api.wire.anthropic.body import (
     MessagesBody,
     PromptFields,
 )
+from vllm_mlx.api.wire.anthropic.cache_control import keep_s
 from vllm_mlx.api.wire.anthropic.encoder import Shown
-from vllm_mlx.api.wire.anthropic.tools import to_choice, to_tools
-from vllm_mlx.api.wire.anthropic.transcript import Unseal, messages_of
+from vllm_mlx.api.wire.anthropic.offer import offer_of
+from vllm_mlx.api.wire.anthropic.tools import to_choice
+from vllm_mlx.api.wire.anthropic.transcript import ReadPdf, Unseal, messages_of
+from vllm_mlx.chat.pdf import pdf_text
 from vllm_mlx.core.chat import ChatRequest, Message
-from vllm_mlx.core.errors import ContextLengthExceeded, InvalidRequest
+from vllm_mlx.core.errors import ContextLengthExceeded, InvalidRequest, OutputLimitExceeded
 from vllm_mlx.core.sampling import SamplingParams, merge
 from vllm_mlx.core.shape import OutputShape
 
@@ -28,12 +30,20 @@ _OWN_NAMES = MappingProxyType({"stop": "stop_sequences"})
 
 
 def prompt_request(
-    body: PromptFields, *, request_id: str, sampling: SamplingParams, unseal: Unseal, tenant: bytes = b""
+    body: PromptFields,
+    *,
+    request_id: str,
+    sampling: SamplingParams,
+    unseal: Unseal,
+    read_pdf: ReadPdf = pdf_text,
+    tenant: bytes = b"",
 ) -> ChatRequest:
     """The conversation in no dialect. Raises InvalidRequest for fields that contradict each other."""
-    tools = to_tools(body.tools)
-    choice, is_parallel = to_choice(body.tool_choice, tools)
-    messages = _marked(_without_empty_end(messages_of(body.messages, system=body.system, unseal=unseal)), body)
+    offer = offer_of(body.tools, body.messages)
+    tools = tuple(offer.tools.values())
+    choice, is_parallel = to_choice(body.tool_choice, tools, seen=offer.seen)
+    found = messages_of(body.messages, system=body.system, unseal=unseal, tools=offer.tools, read_pdf=read_pdf)
+    messages = _marked(_without_empty_end(found), body)
     last = messages[-1] if messages else None
     if last is None or all(message.role == "system" for message in messages):
         raise InvalidRequest("messages must have a turn of the user.", param="messages")
@@ -70,11 +80,18 @@ def _says(message: Message) -> bool:
 
 
 def message_request(
-    body: MessagesBody, *, request_id: str, defaults: Mapping[str, Any], unseal: Unseal, tenant: bytes = b""
+    body: MessagesBody,
+    *,
+    request_id: str,
+    defaults: Mapping[str, Any],
+    unseal: Unseal,
+    read_pdf: ReadPdf = pdf_text,
+    tenant: bytes = b"",
 ) -> ChatRequest:
     """The whole request in no dialect. Raises InvalidRequest, in the names of this dialect."""
+    sampling = _sampling(body, defaults)
     request = prompt_request(
-        body, request_id=request_id, sampling=_sampling(body, defaults), unseal=unseal, tenant=tenant
+        body, request_id=request_id, sampling=sampling, unseal=unseal, read_pdf=read_pdf, tenant=tenant
     )
     return msgspec.structs.replace(
         request,
@@ -95,12 +112,17 @@ def shown_reasoning(body: PromptFields) -> Shown:
 def in_own_names(error: InvalidRequest) -> InvalidRequest:
     """An error of the chat service with this dialect's names of fields.
 
-    Clients know a prompt that is too long by its text, and shorten the conversation.
+    Clients know a prompt that is too long by its text, and shorten the conversation; and by its text that they ask for
+    too long an answer, and ask for less.
     """
     param = _OWN_NAMES.get(error.param or "", error.param)
     if isinstance(error, ContextLengthExceeded) and error.num_tokens:
         text = f"prompt is too long: {error.num_tokens} tokens > {error.max_tokens} maximum"
         return ContextLengthExceeded(text, param=param, num_tokens=error.num_tokens, max_tokens=error.max_tokens)
+    if isinstance(error, OutputLimitExceeded):
+        what = "the maximum allowed number of output tokens for this model"
+        text = f"max_tokens: {error.num_tokens} > {error.max_tokens}, which is {what}"
+        return OutputLimitExceeded(text, param=param, num_tokens=error.num_tokens, max_tokens=error.max_tokens)
     if param == error.param:
         return error
     return InvalidRequest(error.message.replace("stop ", "stop_sequences ", 1), param=param, code=error.code)
@@ -151,9 +173,15 @@ def _json_shape(name: str, wanted: JsonFormat) -> OutputShape:
     return OutputShape("json_schema", wanted.schema_, param=f"{name}.schema")
 
 
+def _effort(body: PromptFields) -> str | None:
+    """That of the last turn that says one, else that of the whole request."""
+    configs = [turn.output_config for turn in reversed(body.messages)]
+    return next((found.effort for found in (*configs, body.output_config) if found and found.effort), None)
+
+
 def _template_kwargs(body: PromptFields) -> dict[str, Any]:
     named = {
         "enable_thinking": None if body.thinking is None else not isinstance(body.thinking, DisabledThinking),
-        "reasoning_effort": body.output_config.effort if body.output_config else None,
+        "reasoning_effort": _effort(body),
     }
     return {name: value for name, value in named.items() if value is not None} | (body.chat_template_kwargs or {})

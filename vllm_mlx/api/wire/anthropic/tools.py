@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from vllm_mlx.api.wire.anthropic.blocks import CacheControl
+from vllm_mlx.api.wire.anthropic.cache_control import CacheControl
 from vllm_mlx.api.wire.base import WireModel, unsupported
 from vllm_mlx.api.wire.tools import MAX_TOOLS, NAME_PATTERN
 from vllm_mlx.core.chat import Tool, ToolChoice
 from vllm_mlx.core.errors import InvalidRequest
 
 
-class _AnyTool(WireModel):
+class _Tool(WireModel):
     """What all tools have."""
 
     cache_control: CacheControl | None = None
     """Ends a beginning of the prompt that later requests share; it counts at the end of the system text."""
     allowed_callers: list[Literal["direct"]] | None = None
     """Only `["direct"]`: nobody but the model calls tools."""
-    defer_loading: Literal[False] | None = None
-    """Only false: all tools are shown at once."""
+    defer_loading: bool | None = None
+    """True: the prompt does not list it; a `tool_reference` in a result shows it there."""
     strict: bool | None = None
     """Whether arguments must match the schema."""
     input_examples: list[dict[str, Any]] | None = None
@@ -33,7 +33,7 @@ class _AnyTool(WireModel):
     """Accepted; arguments are always streamed as they are written."""
 
 
-class CustomTool(_AnyTool):
+class CustomTool(_Tool):
     """A tool of the client."""
 
     type: Literal["custom"] | None = None
@@ -46,7 +46,7 @@ class CustomTool(_AnyTool):
     """JSON schema of its arguments, an object."""
 
 
-class BashTool(_AnyTool):
+class BashTool(_Tool):
     """Anthropic's shell, which the client runs; the model sees it as a function."""
 
     type: Literal["bash_20241022", "bash_20250124"]
@@ -55,7 +55,7 @@ class BashTool(_AnyTool):
     """`bash`."""
 
 
-class TextEditorTool(_AnyTool):
+class TextEditorTool(_Tool):
     """Anthropic's editor, which the client runs; the model sees it as a function."""
 
     type: Literal["text_editor_20241022", "text_editor_20250124", "text_editor_20250429", "text_editor_20250728"]
@@ -64,6 +64,9 @@ class TextEditorTool(_AnyTool):
     """Its name in that version."""
     max_characters: Annotated[int, Field(ge=1)] | None = None
     """Accepted; the client is who shortens what it shows."""
+
+
+AnyTool = CustomTool | BashTool | TextEditorTool
 
 
 def _kind_of_tool(tool: Any) -> str:
@@ -75,6 +78,11 @@ def _kind_of_tool(tool: Any) -> str:
 
 def _offered_tool(tool: Any) -> Any:
     kind = tool.get("type") if isinstance(tool, dict) else None
+    if isinstance(kind, str) and kind.startswith("tool_search_tool_"):
+        raise unsupported(
+            f"has type '{kind[:60]}', but this server searches no tools; send a search tool with an input_schema, and "
+            "answer its calls with tool_reference blocks"
+        )
     if isinstance(kind, str) and kind != "custom" and not kind.startswith(("bash_", "text_editor_")):
         raise unsupported(
             f"has type '{kind[:60]}', which this server does not run; leave it out, or send a tool with an input_schema"
@@ -142,22 +150,26 @@ BASH = Tool(
 )
 
 
-def to_tools(given: Sequence[CustomTool | BashTool | TextEditorTool] | None) -> tuple[Tool, ...]:
-    """Tools in no dialect. Raises InvalidRequest if two have the same name."""
+def to_tools(given: Sequence[AnyTool] | None) -> tuple[Tool, ...]:
+    """Tools in no dialect. Raises InvalidRequest if two have the same name, or all are deferred."""
     tools: dict[str, Tool] = {}
     for position, wire in enumerate(given or ()):
         if wire.name in tools:
             param = f"tools.{position}.name"
             raise InvalidRequest(f"{param}: there is another tool named '{wire.name}'; names are unique.", param=param)
-        tools[wire.name] = _tool(wire)
+        tools[wire.name] = to_tool(wire)
+    if tools and not any(tool.is_listed for tool in tools.values()):
+        message = "tools: all of them have defer_loading, and the model would know none; leave it out of at least one."
+        raise InvalidRequest(message, param="tools")
     return tuple(tools.values())
 
 
 def to_choice(
-    given: AutoChoice | AnyChoice | NamedChoice | NoChoice | None, tools: Sequence[Tool]
+    given: AutoChoice | AnyChoice | NamedChoice | NoChoice | None, tools: Sequence[Tool], *, seen: Collection[str]
 ) -> tuple[ToolChoice, bool]:
     """The choice in no dialect, and whether one answer may have several calls.
 
+    `seen` are the names of those that the model has been shown: it is not made to call another.
     Raises InvalidRequest for tools that are not there.
     """
     if given is None or isinstance(given, NoChoice):
@@ -165,17 +177,20 @@ def to_choice(
     is_parallel = not given.disable_parallel_tool_use
     if isinstance(given, AutoChoice):
         return ToolChoice(), is_parallel
-    if not tools:
+    if not tools or (not seen and isinstance(given, AnyChoice)):
         raise InvalidRequest("tool_choice asks for a tool, but there are no tools.", param="tool_choice")
     if isinstance(given, AnyChoice):
-        return ToolChoice("required"), is_parallel
-    if given.name not in {tool.name for tool in tools}:
-        message = f"tool_choice.name is '{given.name}', which is not among the tools."
-        raise InvalidRequest(message, param="tool_choice.name")
+        names = tuple(tool.name for tool in tools if tool.name in seen)
+        return ToolChoice("required", () if len(names) == len(tools) else names), is_parallel
+    if given.name not in seen:
+        known = any(tool.name == given.name for tool in tools)
+        why = "is deferred and named by no tool_reference, or removed" if known else "is not among the tools"
+        raise InvalidRequest(f"tool_choice.name is '{given.name}', which {why}.", param="tool_choice.name")
     return ToolChoice("required", (given.name,)), is_parallel
 
 
-def _tool(wire: CustomTool | BashTool | TextEditorTool) -> Tool:
+def to_tool(wire: AnyTool) -> Tool:
+    """One tool in no dialect."""
     if isinstance(wire, CustomTool):
         description, parameters = wire.description, wire.input_schema
     elif isinstance(wire, BashTool):
@@ -185,7 +200,7 @@ def _tool(wire: CustomTool | BashTool | TextEditorTool) -> Tool:
     if wire.input_examples:
         shown = "\n".join(json.dumps(example, ensure_ascii=False) for example in wire.input_examples)
         description = f"{description or ''}\n\nExamples of its input:\n{shown}".strip()
-    return Tool(wire.name, description, parameters, is_strict=bool(wire.strict))
+    return Tool(wire.name, description, parameters, is_strict=bool(wire.strict), is_listed=not wire.defer_loading)
 
 
 def _editor(wire: TextEditorTool) -> tuple[str, dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Protocol
 
 from vllm_mlx.api.wire.anthropic.blocks import (
     Block,
-    CacheControl,
     DocumentBlock,
     PdfSource,
     RedactedThinkingBlock,
@@ -18,31 +19,55 @@ from vllm_mlx.api.wire.anthropic.blocks import (
     TextBlock,
     TextSource,
     ThinkingBlock,
+    ToolReferenceBlock,
     ToolResultBlock,
     ToolUseBlock,
     WireMessage,
-    keep_s,
 )
+from vllm_mlx.api.wire.anthropic.cache_control import CacheControl, keep_s
+from vllm_mlx.api.wire.anthropic.offer import placed_blocks, result_parts
+from vllm_mlx.api.wire.anthropic.tool_changes import DefinedTool, ToolAdditionBlock, ToolRemovalBlock
+from vllm_mlx.api.wire.anthropic.tools import to_tool
 from vllm_mlx.chat.pdf import pdf_text
-from vllm_mlx.core.chat import Message, TextPart, ToolCall
+from vllm_mlx.chat.plain_tools import loaded_tools_text, removed_tools_text
+from vllm_mlx.core.chat import Message, TextPart, Tool, ToolCall
 from vllm_mlx.core.errors import InvalidRequest
 
 Unseal = Callable[[str], str | None]
 """A signature, or redacted reasoning -> the reasoning in it; None if this server did not seal it."""
 
 
-def messages_of(turns: Sequence[WireMessage], *, system: System | None, unseal: Unseal) -> tuple[Message, ...]:
-    """The conversation. Raises InvalidRequest for blocks that their role cannot have.
+class ReadPdf(Protocol):
+    """Makes text of a PDF file."""
+
+    def __call__(self, data: bytes, *, param: str) -> str:
+        """See `pdf_text`."""
+        ...
+
+
+def messages_of(
+    turns: Sequence[WireMessage],
+    *,
+    system: System | None,
+    unseal: Unseal,
+    tools: Mapping[str, Tool],
+    read_pdf: ReadPdf = pdf_text,
+) -> tuple[Message, ...]:
+    """The conversation. Raises InvalidRequest for blocks and fields that their role cannot have.
 
     System text and the system turns at the beginning are one message; so are turns of one side that follow each other,
     as Anthropic reads them. Results come before the text that is sent with them, in the order of the turn.
+    `tools` are all that the turns refer to.
     """
-    writer = _Writer(unseal)
+    writer = _Writer(unseal, tools=tools, read_pdf=read_pdf)
     if system:
         writer.system(system)
+    last_user = max((position for position, turn in enumerate(turns) if turn.role == "user"), default=-1)
     for position, turn in enumerate(turns):
-        blocks = [TextBlock(type="text", text=turn.content)] if isinstance(turn.content, str) else turn.content
-        writer.turn(turn.role, blocks, path=f"messages.{position}.content")
+        _check(turn, path=f"messages.{position}")
+        blocks: Sequence[Block] = _shown(turn, is_over=position < last_user)
+        if blocks or turn.role != "system":
+            writer.turn(turn.role, blocks, path=f"messages.{position}.content")
     return writer.finished()
 
 
@@ -73,11 +98,34 @@ class _Turn:
         )
 
 
+def _check(turn: WireMessage, *, path: str) -> None:
+    """Refuse what only turns of the system have."""
+    fields = ("output_config", "clear_at")
+    wrong = next((name for name in fields if getattr(turn, name) is not None), None)
+    if wrong is not None and turn.role != "system":
+        raise InvalidRequest(f"{path}.{wrong}: only turns of the system have it.", param=f"{path}.{wrong}")
+    if turn.content is None and (turn.output_config is None or turn.output_config.effort is None):
+        raise InvalidRequest(f"{path}.content is missing.", param=f"{path}.content")
+
+
+def _shown(turn: WireMessage, *, is_over: bool) -> Sequence[Block]:
+    """The blocks of a turn, without the text that was only for a turn of the user that is over."""
+    if isinstance(turn.content, str):
+        blocks: Sequence[Block] = [TextBlock(type="text", text=turn.content)]
+    else:
+        blocks = turn.content or ()
+    if turn.clear_at != "next_user_message" or not is_over:
+        return blocks
+    return [block for block in blocks if not isinstance(block, TextBlock)]
+
+
 class _Writer:
     """Puts messages together, turn by turn."""
 
-    def __init__(self, unseal: Unseal) -> None:
+    def __init__(self, unseal: Unseal, *, tools: Mapping[str, Tool], read_pdf: ReadPdf) -> None:
         self._unseal = unseal
+        self._tools = tools
+        self._read_pdf = read_pdf
         self._names: dict[str, str] = {}
         self._messages: list[Message] = []
         self._open: _Turn | None = None
@@ -93,18 +141,38 @@ class _Writer:
 
     def turn(self, role: str, blocks: Sequence[Block], *, path: str) -> None:
         has_part = False
-        for position, block in enumerate(blocks):
-            self._block(role, block, path=f"{path}.{position}")
+        for where, block in self._spoken(role, blocks, path=path):
+            self._block(role, block, path=where)
             has_part = has_part or not isinstance(block, RedactedThinkingBlock)
         if not has_part and role == "user":
             self._text(role, "", None)
+
+    def _spoken(self, role: str, blocks: Sequence[Block], *, path: str) -> Iterator[tuple[str, Block]]:
+        """Blocks and their places; changes of tools that follow each other are one text."""
+        placed = [(f"{path}.{position}", block) for position, block in enumerate(blocks)]
+        for kind, group in groupby(placed, key=lambda pair: type(pair[1])):
+            run = list(group)
+            changes = [block for _, block in run if isinstance(block, ToolAdditionBlock | ToolRemovalBlock)]
+            if not changes or role != "system":
+                yield from run
+                continue
+            is_removal = kind is ToolRemovalBlock
+            tools = [self._changed(change) for change in changes]
+            text = removed_tools_text(tools) if is_removal else loaded_tools_text(tools)
+            control = next((change.cache_control for change in changes if change.cache_control), None)
+            yield run[0][0], TextBlock(type="text", text=text, cache_control=control)
+
+    def _changed(self, change: ToolAdditionBlock | ToolRemovalBlock) -> Tool:
+        if isinstance(change.tool, DefinedTool):
+            return to_tool(change.tool.definition)
+        return self._tools[change.tool.name]
 
     def _block(self, role: str, block: Block, *, path: str) -> None:
         match block:
             case TextBlock():
                 self._text(role, block.text, block.cache_control)
             case DocumentBlock() | SearchResultBlock() if role == "user":
-                self._text(role, plain(block, path=path), block.cache_control)
+                self._text(role, self._plain(block, path=path), block.cache_control)
             case ToolResultBlock() if role == "user":
                 self._result(block, path=path)
             case ThinkingBlock() if role == "assistant":
@@ -137,11 +205,7 @@ class _Writer:
 
     def _result(self, block: ToolResultBlock, *, path: str) -> None:
         content = block.content or ""
-        texts = (
-            [content]
-            if isinstance(content, str)
-            else [plain(part, path=f"{path}.content.{position}") for position, part in enumerate(content)]
-        )
+        texts = [content] if isinstance(content, str) else list(self._texts(content, path=f"{path}.content"))
         if block.is_error and not (texts and texts[0].lower().startswith("error")):
             texts = [f"Error: {texts[0]}" if texts and texts[0] else "Error", *texts[1:]]
         self._close()
@@ -155,6 +219,37 @@ class _Writer:
         )
         self._messages.append(message)
 
+    def _texts(self, parts: Sequence[ResultPart], *, path: str) -> Iterator[str]:
+        """What the model reads of a result: tools that are referred to in a row are one text."""
+        placed = [(f"{path}.{position}", part) for position, part in enumerate(parts)]
+        for refers, group in groupby(placed, key=lambda pair: isinstance(pair[1], ToolReferenceBlock)):
+            if refers:
+                found = [part for _, part in group if isinstance(part, ToolReferenceBlock)]
+                yield loaded_tools_text([self._tools[part.tool_name] for part in found])
+            else:
+                yield from (self._plain(part, path=where) for where, part in group)
+
+    def _plain(self, block: ResultPart, *, path: str) -> str:
+        """What the model reads of a block; `path` is its place in the body."""
+        match block:
+            case TextBlock():
+                return block.text
+            case SearchResultBlock():
+                return _titled(block.title, f"Source: {block.source}", _joined(block.content))
+            case DocumentBlock():
+                return _titled(block.title, block.context, self._document(block, path=f"{path}.source"))
+            case ToolReferenceBlock():
+                return loaded_tools_text([self._tools[block.tool_name]])
+
+    def _document(self, block: DocumentBlock, *, path: str) -> str:
+        match block.source:
+            case TextSource(data=text):
+                return text
+            case PdfSource(data=data):
+                return self._read_pdf(_decoded(data, param=f"{path}.data"), param=path)
+            case source:
+                return _joined(source.content)
+
     def _thought(self, text: str) -> None:
         # Reasoning between two calls of one turn stays with the first: templates have one place for it in a turn.
         if text:
@@ -167,27 +262,11 @@ class _Writer:
         turn.mark(block.cache_control)
 
 
-def plain(block: ResultPart, *, path: str) -> str:
-    """What the model reads of a block; `path` is its place in the body. Raises InvalidRequest for unreadable files."""
-    if isinstance(block, TextBlock):
-        return block.text
-    if isinstance(block, SearchResultBlock):
-        return _titled(block.title, f"Source: {block.source}", _joined(block.content))
-    match block.source:
-        case TextSource(data=text):
-            pass
-        case PdfSource(data=data):
-            text = pdf_text(_decoded(data, param=f"{path}.source.data"), param=f"{path}.source")
-        case source:
-            text = _joined(source.content)
-    return _titled(block.title, block.context, text)
-
-
 def has_files(turns: Iterable[WireMessage]) -> bool:
     """Whether reading the turns takes so long that it needs a thread."""
-    blocks = [block for turn in turns if not isinstance(turn.content, str) for block in turn.content]
-    parts = [part for block in blocks if isinstance(block, ToolResultBlock) for part in block.content or ()]
-    return any(isinstance(block, DocumentBlock) and isinstance(block.source, PdfSource) for block in (*blocks, *parts))
+    blocks = [block for _, block in placed_blocks(turns)]
+    parts = [*blocks, *(part for block in blocks for part in result_parts(block))]
+    return any(isinstance(part, DocumentBlock) and isinstance(part.source, PdfSource) for part in parts)
 
 
 def _decoded(data: str, *, param: str) -> bytes:
