@@ -75,9 +75,18 @@ class Chains:
 
     def _alike(self, salt: bytes, blocks: tuple[int, ...]) -> tuple[int, list[_Chain]]:
         """The chains that have the most blocks in common with these, and how many pages that is; the latest first."""
-        found = [(common_length(each.blocks, blocks), each) for each in reversed(self._chains) if each.salt == salt]
-        most = max((count for count, _ in found), default=0)
-        return most * BLOCK_TOKENS // self._page_size, [each for count, each in found if count == most]
+        most, found = 0, list[_Chain]()
+        for each in reversed(self._chains):
+            if each.salt != salt:
+                continue
+            count = common_length(each.blocks, blocks)
+            if count > most:
+                most, found = count, []
+            if count == most:
+                found.append(each)
+            if blocks and most == len(blocks):
+                break  # less than a block is left, which is soon hashed
+        return most * BLOCK_TOKENS // self._page_size, found
 
     def _trim(self) -> None:
         """Forget what was used longest ago, if there is too much; the latest stays, however long."""

@@ -153,7 +153,7 @@ class KVManager:
         is pinned stays until `forget`. `keeps` are beginnings that are given up last: tokens, and for how many seconds.
         `blocks`: see `Prompt`.
         """
-        table = self._waiting.setdefault(seq_id, Table(salt, blocks=blocks))
+        table = self._table_of(seq_id, salt, blocks)
         table.breakpoints, table.is_pinned, table.keeps = breakpoints, is_pinned, keeps
         if table.awaited in self._under_way:
             return Admission.PREFIX_UNDER_WAY
@@ -252,7 +252,11 @@ class KVManager:
 
         Names of its pages are kept for `admit`, which is to follow, or `release`.
         """
-        return sum(self._found(self._waiting.setdefault(seq_id, Table(salt, blocks=blocks)), token_ids))
+        return sum(self._found(self._table_of(seq_id, salt, blocks), token_ids))
+
+    def _table_of(self, seq_id: str, salt: bytes, blocks: tuple[int, ...]) -> Table:
+        """What is known of a sequence that waits."""
+        return self._waiting.get(seq_id) or self._waiting.setdefault(seq_id, Table(salt, blocks=blocks))
 
     def _found(self, table: Table, token_ids: Sequence[int]) -> tuple[int, int]:
         """How many of these tokens are in memory, and how many more on disk."""
