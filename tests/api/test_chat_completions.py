@@ -79,6 +79,16 @@ async def test_usage_comes_in_one_more_chunk_when_asked_for(client: httpx.AsyncC
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
+async def test_counts_so_far_come_with_every_chunk_when_asked_for(client: httpx.AsyncClient) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = await stream(client, n=2, temperature=1, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == last["usage"]["completion_tokens"] > 0
+    assert counts[0] > 0
+    assert all(chunk["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"] > 0 for chunk in chunks)
+
+
 async def test_each_choice_opens_and_ends_once(client: httpx.AsyncClient) -> None:
     chunks = await stream(client, n=3, temperature=1, seed=1, stream_options={"include_usage": True})
     choices = [choice for chunk in chunks for choice in chunk["choices"]]

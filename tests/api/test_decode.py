@@ -92,6 +92,11 @@ CHAT_ERRORS = [
     ({"logprobs": True, "top_logprobs": 30}, "top_logprobs", "20"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
     ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "Unrecognized field"),
+    (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        "stream_options.continuous_usage_stats",
+        "include_usage",
+    ),
     ({"seed": 2**70}, "seed", "at most"),
 ]
 
@@ -162,6 +167,14 @@ def test_error_does_not_repeat_the_text_of_the_caller() -> None:
 def test_null_means_not_given() -> None:
     optional = [name for name, field in ChatCompletionBody.model_fields.items() if not field.is_required()]
     assert chat(**dict.fromkeys(optional)) == chat()
+
+
+def test_messages_that_openais_client_parsed_are_taken_back() -> None:
+    function = {"name": "f", "arguments": '{"a": 1}'}
+    said = {"role": "assistant", "content": "{}", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    calls = [{"id": "c", "type": "function", "function": {**function, "parsed_arguments": {"a": 1}}}]
+    parsed = {**said, "parsed": {}, "tool_calls": calls}
+    assert chat(messages=[*HI, parsed]) == chat(messages=[*HI, said])
 
 
 def test_harmless_fields_are_accepted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from vllm_mlx.api.sse import KEEP_ALIVE, EventResponse, frame
 from vllm_mlx.api.wire.anthropic.body import MessagesBody
 from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.api.wire.sampling import GenerationBody
-from vllm_mlx.api.wire.usage import Cache, added, cache_answer
+from vllm_mlx.api.wire.usage import Cache, added, cache_answer, usage_answer
 from vllm_mlx.chat.collect import Collected, collect
 from vllm_mlx.chat.stream import EventStream
 from vllm_mlx.core.events import Event, Finish, Usage
@@ -56,14 +57,29 @@ async def admitted(request: Request, model: type[Body], context: Context) -> tup
 
 
 async def respond(
-    request: Request, context: Context, *, start: Callable[[], Coroutine[Any, Any, EventStream]], encoder: Encoder
+    request: Request,
+    context: Context,
+    *,
+    start: Callable[[], Coroutine[Any, Any, EventStream]],
+    encoder: Encoder,
+    counts_on: bool = False,
 ) -> Response:
-    """Answer with what `start` begins. Raises RequestError; ClientDisconnect when nobody waits any more."""
-    return await while_connected(request.receive, _respond(record_of(request.scope), context, start(), encoder))
+    """Answer with what `start` begins; `counts_on`: every chunk of a stream has the token counts so far.
+
+    Raises RequestError; ClientDisconnect when nobody waits any more.
+    """
+    record = record_of(request.scope)
+    answering = _respond(record, context, start(), encoder, counts_on=counts_on)
+    return await while_connected(request.receive, answering)
 
 
 async def _respond(
-    record: RequestRecord, context: Context, starting: Coroutine[Any, Any, EventStream], encoder: Encoder
+    record: RequestRecord,
+    context: Context,
+    starting: Coroutine[Any, Any, EventStream],
+    encoder: Encoder,
+    *,
+    counts_on: bool,
 ) -> Response:
     events = await starting
 
@@ -72,7 +88,7 @@ async def _respond(
         return encoder.answer(collected, cache_answer(events.explanations()))
 
     def frames() -> AsyncGenerator[bytes, None]:
-        return guarded(_frames(events, record, context, encoder), record)
+        return guarded(_frames(events, record, context, encoder, counts_on=counts_on), record)
 
     return await delivered(events, context, is_stream=record.is_stream, whole=whole, frames=frames)
 
@@ -111,15 +127,16 @@ def cache_headers(events: EventStream) -> dict[str, str]:
 
 
 async def _frames(
-    events: EventStream, record: RequestRecord, context: Context, encoder: Encoder
+    events: EventStream, record: RequestRecord, context: Context, encoder: Encoder, *, counts_on: bool
 ) -> AsyncGenerator[bytes, None]:
     usage, meter = Usage(), Meter(record, context.metrics)
     while burst := await events.burst():  # what came together is sent together
         data = bytearray()
+        counts = {"usage": usage_answer(functools.reduce(added, events.usages))} if counts_on else {}
         for event in burst:
             meter.note(event)
             for chunk in encoder.chunks(event):
-                data += frame(chunk)
+                data += frame(msgspec.structs.replace(chunk, **counts) if counts else chunk)
             if isinstance(event, Finish):
                 usage = added(usage, event.usage)
         if data:

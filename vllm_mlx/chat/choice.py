@@ -105,6 +105,16 @@ class ChoiceDecoder:
         self.is_finished = False
         """After the `Finish` event; no output is wanted any more."""
 
+    @property
+    def usage(self) -> Usage:
+        """The counts so far."""
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._num_tokens,
+            cached_tokens=(self.num_cached or 0) if self.counts_prompt else 0,
+            reasoning_tokens=self._num_thought,
+        )
+
     def read(self, output: Output) -> list[Event]:
         """Events that this output gives, perhaps none. Its finish must be STOP, LENGTH or None."""
         scored = self._scores.read(output) if self._scores is not None else []
@@ -255,13 +265,7 @@ class ChoiceDecoder:
 
     def _finish(self, reason: FinishReason) -> list[Event]:
         self.is_finished = True
-        usage = Usage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._num_tokens,
-            cached_tokens=(self.num_cached or 0) if self.counts_prompt else 0,
-            reasoning_tokens=self._num_thought,
-        )
-        end = Finish(self._choice, reason, usage, self._stop.matched, self._queued_s)
+        end = Finish(self._choice, reason, self.usage, self._stop.matched, self._queued_s)
         if self._told_prompt_ids is not None:
             told = self._told_prompt_ids
             end = msgspec.structs.replace(end, prompt_token_ids=told, token_ids=tuple(self._token_ids))

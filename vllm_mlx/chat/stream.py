@@ -15,7 +15,7 @@ import msgspec
 from vllm_mlx.chat.choice import ChoiceDecoder
 from vllm_mlx.chat.explain import Explanation
 from vllm_mlx.core.errors import EngineFailure, RequestError, RequestTimeout, ServerBusy
-from vllm_mlx.core.events import Event
+from vllm_mlx.core.events import Event, Usage
 from vllm_mlx.core.messages import EngineClient, EngineState, FinishReason, Output, Submit
 
 Explain = Callable[[Sequence[int]], tuple[Explanation, ...]]
@@ -53,7 +53,8 @@ class EventStream:
         self._engine = engine
         self._on_tokens = on_tokens
         self._explain = explain
-        self._prompts = [decoder for _, decoder in choices if decoder.counts_prompt]
+        self._decoders = [decoder for _, decoder in choices]
+        self._prompts = [decoder for decoder in self._decoders if decoder.counts_prompt]
         self._events: deque[Event] = deque()
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
@@ -100,6 +101,11 @@ class EventStream:
         found = [decoder.num_cached for decoder in self._prompts]
         known = [count for count in found if count is not None]
         return sum(known) if len(known) == len(found) else None
+
+    @property
+    def usages(self) -> list[Usage]:
+        """The counts of each choice so far."""
+        return [decoder.usage for decoder in self._decoders]
 
     def explanations(self) -> tuple[Explanation, ...]:
         """For each prompt, why no more of it was found; none unless the request asked. Call it at the end."""

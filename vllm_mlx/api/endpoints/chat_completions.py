@@ -43,6 +43,8 @@ def router(context: Context) -> APIRouter:
             prompt_count=body.prompt_logprobs,
             custom_tools=[tool.name for tool in asked.tools if tool.is_freeform],
         )
-        return await respond(request, context, start=lambda: service.chat(asked), encoder=encoder)
+        return await respond(
+            request, context, start=lambda: service.chat(asked), encoder=encoder, counts_on=body.wants_usage_on
+        )
 
     return routes

@@ -43,6 +43,8 @@ def router(context: Context) -> APIRouter:
             prompt_count=body.prompt_logprobs,
             best=best_of(body),
         )
-        return await respond(request, context, start=lambda: service.complete(asked), encoder=encoder)
+        return await respond(
+            request, context, start=lambda: service.complete(asked), encoder=encoder, counts_on=body.wants_usage_on
+        )
 
     return routes

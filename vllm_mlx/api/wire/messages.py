@@ -62,6 +62,8 @@ class FunctionCall(WireModel):
     """Name of the function."""
     arguments: str
     """Its arguments, as JSON text."""
+    parsed_arguments: Any = None
+    """Accepted, as OpenAI's clients leave it in the calls that they parse; `arguments` counts."""
 
 
 class CustomCall(WireModel):
@@ -128,6 +130,8 @@ class AssistantMessage(WireModel):
     """The same under another name."""
     tool_calls: list[AssistantToolCall] | None = None
     """Calls that the assistant made."""
+    parsed: Any = None
+    """Accepted, as OpenAI's clients leave it in the answers that they parse; `content` counts."""
     annotations: list[Any] | None = None
     """Accepted, as it comes back in replayed answers; not shown to the model."""
     audio: None = None

@@ -41,6 +41,8 @@ class StreamOptions(WireModel):
 
     include_usage: bool | None = None
     """Send one more chunk before `[DONE]`, with token counts and no choices."""
+    continuous_usage_stats: bool | None = None
+    """Send the token counts so far with every chunk, too; needs `include_usage`. Of vLLM."""
     include_obfuscation: bool | None = None
     """Accepted; this server never pads its chunks."""
 
@@ -110,10 +112,18 @@ class GenerationBody(WireModel):
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def wants_usage_on(self) -> bool:
+        """Whether every chunk of a stream has token counts."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
     def check_stream_options(self) -> None:
         """Raise InvalidRequest for stream options without a stream, and for what cannot be streamed."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+        if self.wants_usage_on and not self.wants_usage:
+            param = "stream_options.continuous_usage_stats"
+            raise InvalidRequest(f"{param} needs stream_options.include_usage: true.", param=param)
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequest("prompt_logprobs cannot be streamed; send stream: false.", param="prompt_logprobs")
 
