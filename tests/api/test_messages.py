@@ -317,6 +317,8 @@ async def test_answer_has_the_shape_that_was_asked_for(client: httpx.AsyncClient
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "clock"}}, "tool_choice.name"),
         ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "{"}],
+          "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}, "output_config.format"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "foo": 1}]}]},
          "messages.0.content.0.foo"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages.0.content.0.text"),

@@ -99,6 +99,17 @@ def test_slips_in_json_are_mended() -> None:
         assert parse(pieces, tools="hermes", schemas={}).values == [("f", {"a": "x\n\\d'", "b": [1]})]
 
 
+@pytest.mark.parametrize("behind", ["\n</tool_call>", "\n</tool_call>\n<tool_call>"])
+def test_mark_that_the_end_cuts_off_behind_a_call_is_no_text(behind: str) -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}'
+    for end in range(len(behind) + 1):
+        text = call + behind[:end]
+        for pieces in ([text], list(text)):
+            parsed = parse(pieces, tools="hermes", schemas={})
+            assert (parsed.content, parsed.values) == ("", [("f", {"a": 1})])
+    assert parse([f"{CALL}\n<b>x"], tools="hermes", schemas={}).content == "\n<b>x"
+
+
 @pytest.mark.parametrize(
     ("escapes", "text"),
     [

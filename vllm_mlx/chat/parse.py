@@ -118,7 +118,8 @@ class OutputParser:
         while True:
             marks = self._thinking_marks if self._is_thinking else self._answer_marks
             piece, mark = self._reader.advance(marks)
-            self._text(piece)
+            if mark or not self._is_cut_off(piece):
+                self._text(piece)
             if mark:
                 self._reader.mark_before(mark)
                 yield from self._at_mark(mark)
@@ -214,6 +215,14 @@ class OutputParser:
         if self._format is None or self._tools is None:
             raise NotACall("no tools")
         return self._format.parse(self._reader, mark, self._tools)
+
+    def _is_cut_off(self, piece: str) -> bool:
+        """Whether the output ends, right behind a call, in the middle of what stands between or behind calls."""
+        rest = piece.strip()
+        if not rest or not self._reader.is_over or not self._num_calls or not self._is_blank or self._format is None:
+            return False
+        around = [mark or "" for syntax in self._format.calls for mark in (syntax.between, syntax.closing)]
+        return any(mark.strip().startswith(rest) for mark in (*self._format.openers, *around))
 
     # ---- what marks count where ----
 

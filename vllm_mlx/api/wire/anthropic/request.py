@@ -51,6 +51,12 @@ def prompt_request(
         raise InvalidRequest(
             "messages ends with tool_use blocks: send their tool_result blocks in a turn of the user.", param="messages"
         )
+    goes_on = last.role == "assistant" and _says(last) and not last.tool_calls
+    shape = _shape(body)
+    if goes_on and shape is not None:
+        name = shape.param.removesuffix(".schema")
+        message = f"{name} describes a whole answer, but messages ends with the beginning of one; leave one of them out."
+        raise InvalidRequest(message, param=name)
     return ChatRequest(
         request_id=request_id,
         messages=messages,
@@ -59,10 +65,10 @@ def prompt_request(
         tool_choice=choice,
         thinking_budget=_budget(body),
         parallel_tool_calls=is_parallel,
-        output=_shape(body),
+        output=shape,
         template_kwargs=_template_kwargs(body),
         tenant=tenant,
-        continue_final_message=last.role == "assistant" and _says(last) and not last.tool_calls,
+        continue_final_message=goes_on,
         output_may_be_shorter=True,
     )
 
