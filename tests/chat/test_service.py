@@ -20,6 +20,7 @@ from vllm_mlx.core.errors import (
     ContextLengthExceeded,
     EngineFailure,
     InvalidRequest,
+    OutputLimitExceeded,
     RequestTimeout,
     ServerBusy,
 )
@@ -254,7 +255,7 @@ async def test_a_request_overrides_single_template_defaults(serve: Serve, byte_l
     ("sampling", "error", "param"),
     [
         ({"max_tokens": MAX_LEN}, ContextLengthExceeded, "messages"),
-        ({"max_tokens": 40_000}, InvalidRequest, "max_tokens"),
+        ({"max_tokens": 40_000}, OutputLimitExceeded, "max_tokens"),
         ({"max_tokens": 3, "min_tokens": 4}, InvalidRequest, "min_tokens"),
         ({"logit_bias": {100_000: 1.0}}, InvalidRequest, "logit_bias.100000"),
         ({"stop_token_ids": (-1,)}, InvalidRequest, "stop_token_ids"),

@@ -55,7 +55,7 @@ def prompt_request(
     shape = _shape(body)
     if goes_on and shape is not None:
         name = shape.param.removesuffix(".schema")
-        message = f"{name} describes a whole answer, but messages ends with the beginning of one; leave one of them out."
+        message = f"{name} describes a whole answer, but messages ends with the beginning of one; leave one out."
         raise InvalidRequest(message, param=name)
     return ChatRequest(
         request_id=request_id,
