@@ -21,24 +21,28 @@ from vllm_mlx.runner.load import create_runner_factory
 
 Open = Callable[..., Runner]
 
-pytestmark = pytest.mark.skipif(device.probe().is_gpu, reason="a GPU has kernels of its own, and compiles its steps")
 END, WIDTH = 2, 12
 SCRIPT = " ".join(["?", *map(str, range(40, 52)), "?", *map(str, range(60, 64)), "? ?"])
 """Twelve tokens without a choice cross a page boundary behind prompts of 23 tokens."""
 CONFIG = Config(max_num_seqs=16, prefix_cache=False)
 SLOW = pytest.mark.slow
+PLAIN = pytest.mark.skipif(device.probe().is_gpu, reason="a GPU has kernels of its own")
 WINDOWS = {"num_hidden_layers": 6, "sliding_window_pattern": 3, "sliding_window": 8}
 
 
 PLACES = [
-    pytest.param("llama", {}, {}, id="gathered"),
-    pytest.param("llama", {"kernels": PlainKernels()}, {}, id="kernels"),
-    pytest.param("llama", {"kv_cache_dtype": "int8"}, {}, id="gathered-int8"),
-    pytest.param("llama", {"kv_cache_dtype": "int4", "kernels": PlainKernels()}, {}, id="kernels-int4"),
-    pytest.param("gemma3_text", {}, WINDOWS, id="windows-gathered"),
-    pytest.param("gemma3_text", {"kernels": PlainKernels()}, WINDOWS, id="windows-kernels", marks=SLOW),
-    pytest.param("gpt_oss", {"kv_cache_dtype": "int8"}, {"sliding_window": 33}, id="sinks-int8", marks=SLOW),
-    pytest.param("qwen3_moe", {}, {}, id="experts", marks=SLOW),
+    pytest.param("llama", {}, {}, id="llama"),
+    pytest.param("llama", {"kernels": PlainKernels()}, {}, id="llama-kernels", marks=PLAIN),
+    pytest.param("llama", {"kv_cache_dtype": "int8"}, {}, id="llama-int8"),
+    pytest.param(
+        "llama", {"kv_cache_dtype": "int4", "kernels": PlainKernels()}, {}, id="llama-kernels-int4", marks=PLAIN
+    ),
+    pytest.param("gemma3_text", {}, WINDOWS, id="gemma3_text-windows"),
+    pytest.param(
+        "gemma3_text", {"kernels": PlainKernels()}, WINDOWS, id="gemma3_text-windows-kernels", marks=[PLAIN, SLOW]
+    ),
+    pytest.param("gpt_oss", {"kv_cache_dtype": "int8"}, {"sliding_window": 33}, id="gpt_oss-int8", marks=SLOW),
+    pytest.param("qwen3_moe", {}, {}, id="qwen3_moe", marks=SLOW),
 ]
 
 

@@ -78,19 +78,16 @@ class Draft:
     outputs: list[Output] = field(default_factory=list)
     """What is told before the step is carried out."""
 
-    def decode(self, kv: KVManager, sequence: Sequence, *, num_rows: int = 1) -> None:
-        """Rows for the next tokens of a sequence; the last of those that are known, or on their way, samples."""
+    def decode_chunk(self, kv: KVManager, sequence: Sequence, *, num_rows: int) -> None:
+        """Rows for tokens that are not computed; the last of those that are known, or on their way, samples."""
         slot, start, end = sequence.slot, sequence.num_computed, sequence.num_computed + num_rows
         assert slot is not None
         page_ids, others = kv.row_tables(sequence.request_id)
         samples = end == sequence.num_tokens
-        if sequence.constraint is None:
-            self.decodes.append(DecodeRow(slot, start, page_ids, others))
-        else:
-            self.decodes += (
-                DecodeRow(slot, at, page_ids, others, sequence.known_token(at), samples and at == end - 1)
-                for at in range(start, end)
-            )
+        self.decodes += (
+            DecodeRow(slot, at, page_ids, others, sequence.known_token(at), samples and at == end - 1)
+            for at in range(start, end)
+        )
         self.add(sequence, num_rows, samples=samples)
         self.take_checkpoint(kv, sequence)
 

@@ -17,7 +17,7 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.log import fields, get_logger
 from vllm_mlx.core.messages import CacheFreed, CacheMatch, FinishReason, Output, Stats, Submit
 from vllm_mlx.core.prompt import Prompt
-from vllm_mlx.core.step import RunnerInfo, Step, StepResult, TokenLogprobs
+from vllm_mlx.core.step import DecodeRow, RunnerInfo, Step, StepResult, TokenLogprobs
 from vllm_mlx.engine.constraints import Constraints
 from vllm_mlx.engine.draft import Draft, Launched
 from vllm_mlx.engine.pace import PrefillPace
@@ -244,23 +244,29 @@ class Scheduler:
                 continue
             if not self._make_room(sequence) or not can_decode:
                 continue
-            if sequence.constraint is None or not self._info.chunked_decode:
-                draft.decode(self._kv, sequence)
-            elif num_rows := min(self._force(sequence), 1 + num_spare):
-                draft.decode(self._kv, sequence, num_rows=num_rows)
-                num_spare -= num_rows - 1
+            if sequence.constraint is not None and self._info.chunked_decode:
+                num_spare -= self._plan_chunk(sequence, draft, max_rows=1 + num_spare) - 1
+                continue
+            page_ids, others = self._kv.row_tables(sequence.request_id)
+            draft.decodes.append(DecodeRow(sequence.slot, sequence.num_computed, page_ids, others))
+            draft.add(sequence, 1, samples=True)
+            draft.take_checkpoint(self._kv, sequence)
 
-    def _force(self, sequence: Sequence) -> int:
-        """Append what must follow; returns how many rows there could be: none if it has all its tokens by now.
+    def _plan_chunk(self, sequence: Sequence, draft: Draft, *, max_rows: int) -> int:
+        """Append what must follow, and plan rows of all that is not computed; returns how many, at least one.
 
-        Pages are taken as far as there are free ones, and tokens as far as they would go one by one.
+        Pages are taken as far as there are free ones, and tokens as far as they would go one by one. No row is needed
+        if the sequence has all its tokens by now; its first one is kept free.
         """
         following, start = sequence.following, sequence.num_computed
         num_wanted = min(sequence.num_tokens + len(following), sequence.max_len - 1)
         num_rows = self._kv.cover(sequence.request_id, num_wanted) - start
         if following:
             sequence.force(following[:num_rows])
-        return num_rows if sequence.can_decode else 0
+        num_rows = min(num_rows, max_rows)
+        if sequence.can_decode:
+            draft.decode_chunk(self._kv, sequence, num_rows=num_rows)
+        return num_rows if sequence.can_decode else 1
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Reserve the next token's page, if need be by preempting; False if the sequence must sit this step out."""
@@ -358,11 +364,16 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """A token is known now, perhaps with others; tell them, and see whether the last was among them."""
-        token_ids, reason = sequence.append(token_id)
+        sequence.token_ids.append(token_id)
+        sequence.num_pending -= 1
+        forced: tuple[int, ...] = ()
+        reason = sequence.finish_reason()
+        if sequence.forced and reason is None:
+            forced, reason = sequence.append_forced()
         self._outputs.append(
             Output(
                 sequence.request_id,
-                token_ids=token_ids,
+                token_ids=(token_id, *forced),
                 logprobs=(logprobs,) if sequence.sampling.logprobs is not None else None,
                 finish=reason,
                 num_cached=0 if sequence.has_output else sequence.num_cached,

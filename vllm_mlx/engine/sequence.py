@@ -153,19 +153,16 @@ class Sequence:
         index = position - self.forced_start
         return self.forced[index] if 0 <= index < len(self.forced) else None
 
-    def append(self, token_id: int) -> tuple[tuple[int, ...], FinishReason | None]:
-        """The next token on its way is here, and with it those forced behind it; returns them, and why they end it.
-
-        What would come behind the end is dropped.
-        """
-        is_followed = self.forced_start == len(self.token_ids) + 1
-        coming = (token_id, *self.forced) if is_followed else (token_id,)
-        self.num_pending -= len(coming)
-        for count, each in enumerate(coming, start=1):
-            self.token_ids.append(each)
+    def append_forced(self) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Append what is forced behind the last token, up to the end; returns that, and why it ends if it does."""
+        if self.forced_start != len(self.token_ids):
+            return (), None
+        self.num_pending -= len(self.forced)
+        for count, token_id in enumerate(self.forced, start=1):
+            self.token_ids.append(token_id)
             if reason := self.finish_reason():
-                return coming[:count], reason
-        return coming, None
+                return self.forced[:count], reason
+        return self.forced, None
 
     def start(self, *, num_cached: int, checkpoint: int | None) -> NewSequence:
         """What the runner is told when it takes its slot."""
