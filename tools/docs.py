@@ -81,8 +81,22 @@ ANTHROPIC_KINDS = {
         ("`document`", "honoured", "`text`, `content`, and the text of PDF files; `url` and `file` are refused"),
         ("`search_result`", "honoured", "As text with its title and source"),
         ("`tool_reference`", "honoured", "In results: the model reads the tool's description and schema there"),
+        (
+            "`tool_addition`, `tool_removal`",
+            "honoured",
+            "In turns of the system: the model reads there what it can call from now on; MCP toolsets are refused",
+        ),
         ("`image`", "*refused*", "Text models see no images, in results neither"),
         ("`server_tool_use`, `*_tool_result`, `container_upload`", "*refused*", "Only Anthropic's servers run them"),
+    ),
+    "Turns": (
+        ("`user`, `assistant`, `system`", "honoured", "Turns of the system may come in between"),
+        ("`output_config` of a system turn", "honoured", "The `effort` of the last one that has it counts"),
+        (
+            "`clear_at` of a system turn",
+            "honoured",
+            "`next_user_message` takes its text out then, `never` does not",
+        ),
     ),
     "Tools": (
         ("`custom`, or none", "honoured", "With `input_schema`; `strict` is guaranteed"),

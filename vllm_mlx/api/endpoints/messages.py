@@ -33,7 +33,8 @@ from vllm_mlx.api.wire.anthropic.answers import (
 from vllm_mlx.api.wire.anthropic.body import CountTokensBody, MessagesBody, PromptFields
 from vllm_mlx.api.wire.anthropic.encoder import MessageEncoder
 from vllm_mlx.api.wire.anthropic.request import in_own_names, message_request, prompt_request, shown_reasoning
-from vllm_mlx.api.wire.anthropic.transcript import ReadPdf, has_files
+from vllm_mlx.api.wire.anthropic.texts import ReadPdf
+from vllm_mlx.api.wire.anthropic.transcript import has_files
 from vllm_mlx.api.wire.decode import decode
 from vllm_mlx.chat.pdf import PdfTexts
 from vllm_mlx.core.chat import ChatRequest

@@ -18,8 +18,9 @@ from vllm_mlx.api.wire.anthropic.body import (
 from vllm_mlx.api.wire.anthropic.cache_control import keep_s
 from vllm_mlx.api.wire.anthropic.encoder import Shown
 from vllm_mlx.api.wire.anthropic.offer import offer_of
+from vllm_mlx.api.wire.anthropic.texts import ReadPdf
 from vllm_mlx.api.wire.anthropic.tools import to_choice
-from vllm_mlx.api.wire.anthropic.transcript import ReadPdf, Unseal, messages_of
+from vllm_mlx.api.wire.anthropic.transcript import Unseal, messages_of
 from vllm_mlx.chat.pdf import pdf_text
 from vllm_mlx.core.chat import ChatRequest, Message
 from vllm_mlx.core.errors import ContextLengthExceeded, InvalidRequest, OutputLimitExceeded

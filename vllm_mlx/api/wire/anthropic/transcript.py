@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vllm_mlx.api.wire.anthropic.blocks import (
     Block,
     DocumentBlock,
     PdfSource,
     RedactedThinkingBlock,
-    ResultPart,
     SearchResultBlock,
     System,
     TextBlock,
-    TextSource,
     ThinkingBlock,
-    ToolReferenceBlock,
     ToolResultBlock,
     ToolUseBlock,
     WireMessage,
 )
 from vllm_mlx.api.wire.anthropic.cache_control import CacheControl, keep_s
 from vllm_mlx.api.wire.anthropic.offer import placed_blocks, result_parts
-from vllm_mlx.api.wire.anthropic.tool_changes import DefinedTool, ToolAdditionBlock, ToolRemovalBlock
-from vllm_mlx.api.wire.anthropic.tools import to_tool
+from vllm_mlx.api.wire.anthropic.texts import ReadPdf, Texts
 from vllm_mlx.chat.pdf import pdf_text
-from vllm_mlx.chat.plain_tools import loaded_tools_text, removed_tools_text
 from vllm_mlx.core.chat import Message, TextPart, Tool, ToolCall
 from vllm_mlx.core.errors import InvalidRequest
 
 Unseal = Callable[[str], str | None]
 """A signature, or redacted reasoning -> the reasoning in it; None if this server did not seal it."""
-
-
-class ReadPdf(Protocol):
-    """Makes text of a PDF file."""
-
-    def __call__(self, data: bytes, *, param: str) -> str:
-        """See `pdf_text`."""
-        ...
 
 
 def messages_of(
@@ -59,7 +43,7 @@ def messages_of(
     as Anthropic reads them. Results come before the text that is sent with them, in the order of the turn.
     `tools` are all that the turns refer to.
     """
-    writer = _Writer(unseal, tools=tools, read_pdf=read_pdf)
+    writer = _Writer(unseal, texts=Texts(tools, read_pdf=read_pdf))
     if system:
         writer.system(system)
     last_user = max((position for position, turn in enumerate(turns) if turn.role == "user"), default=-1)
@@ -122,10 +106,9 @@ def _shown(turn: WireMessage, *, is_over: bool) -> Sequence[Block]:
 class _Writer:
     """Puts messages together, turn by turn."""
 
-    def __init__(self, unseal: Unseal, *, tools: Mapping[str, Tool], read_pdf: ReadPdf) -> None:
+    def __init__(self, unseal: Unseal, *, texts: Texts) -> None:
         self._unseal = unseal
-        self._tools = tools
-        self._read_pdf = read_pdf
+        self._texts = texts
         self._names: dict[str, str] = {}
         self._messages: list[Message] = []
         self._open: _Turn | None = None
@@ -141,38 +124,18 @@ class _Writer:
 
     def turn(self, role: str, blocks: Sequence[Block], *, path: str) -> None:
         has_part = False
-        for where, block in self._spoken(role, blocks, path=path):
+        for where, block in self._texts.spoken(role, blocks, path=path):
             self._block(role, block, path=where)
             has_part = has_part or not isinstance(block, RedactedThinkingBlock)
         if not has_part and role == "user":
             self._text(role, "", None)
-
-    def _spoken(self, role: str, blocks: Sequence[Block], *, path: str) -> Iterator[tuple[str, Block]]:
-        """Blocks and their places; changes of tools that follow each other are one text."""
-        placed = [(f"{path}.{position}", block) for position, block in enumerate(blocks)]
-        for kind, group in groupby(placed, key=lambda pair: type(pair[1])):
-            run = list(group)
-            changes = [block for _, block in run if isinstance(block, ToolAdditionBlock | ToolRemovalBlock)]
-            if not changes or role != "system":
-                yield from run
-                continue
-            is_removal = kind is ToolRemovalBlock
-            tools = [self._changed(change) for change in changes]
-            text = removed_tools_text(tools) if is_removal else loaded_tools_text(tools)
-            control = next((change.cache_control for change in changes if change.cache_control), None)
-            yield run[0][0], TextBlock(type="text", text=text, cache_control=control)
-
-    def _changed(self, change: ToolAdditionBlock | ToolRemovalBlock) -> Tool:
-        if isinstance(change.tool, DefinedTool):
-            return to_tool(change.tool.definition)
-        return self._tools[change.tool.name]
 
     def _block(self, role: str, block: Block, *, path: str) -> None:
         match block:
             case TextBlock():
                 self._text(role, block.text, block.cache_control)
             case DocumentBlock() | SearchResultBlock() if role == "user":
-                self._text(role, self._plain(block, path=path), block.cache_control)
+                self._text(role, self._texts.plain(block, path=path), block.cache_control)
             case ToolResultBlock() if role == "user":
                 self._result(block, path=path)
             case ThinkingBlock() if role == "assistant":
@@ -205,7 +168,7 @@ class _Writer:
 
     def _result(self, block: ToolResultBlock, *, path: str) -> None:
         content = block.content or ""
-        texts = [content] if isinstance(content, str) else list(self._texts(content, path=f"{path}.content"))
+        texts = [content] if isinstance(content, str) else list(self._texts.result(content, path=f"{path}.content"))
         if block.is_error and not (texts and texts[0].lower().startswith("error")):
             texts = [f"Error: {texts[0]}" if texts and texts[0] else "Error", *texts[1:]]
         self._close()
@@ -218,37 +181,6 @@ class _Writer:
             keep_s=keep_s(block.cache_control),
         )
         self._messages.append(message)
-
-    def _texts(self, parts: Sequence[ResultPart], *, path: str) -> Iterator[str]:
-        """What the model reads of a result: tools that are referred to in a row are one text."""
-        placed = [(f"{path}.{position}", part) for position, part in enumerate(parts)]
-        for refers, group in groupby(placed, key=lambda pair: isinstance(pair[1], ToolReferenceBlock)):
-            if refers:
-                found = [part for _, part in group if isinstance(part, ToolReferenceBlock)]
-                yield loaded_tools_text([self._tools[part.tool_name] for part in found])
-            else:
-                yield from (self._plain(part, path=where) for where, part in group)
-
-    def _plain(self, block: ResultPart, *, path: str) -> str:
-        """What the model reads of a block; `path` is its place in the body."""
-        match block:
-            case TextBlock():
-                return block.text
-            case SearchResultBlock():
-                return _titled(block.title, f"Source: {block.source}", _joined(block.content))
-            case DocumentBlock():
-                return _titled(block.title, block.context, self._document(block, path=f"{path}.source"))
-            case ToolReferenceBlock():
-                return loaded_tools_text([self._tools[block.tool_name]])
-
-    def _document(self, block: DocumentBlock, *, path: str) -> str:
-        match block.source:
-            case TextSource(data=text):
-                return text
-            case PdfSource(data=data):
-                return self._read_pdf(_decoded(data, param=f"{path}.data"), param=path)
-            case source:
-                return _joined(source.content)
 
     def _thought(self, text: str) -> None:
         # Reasoning between two calls of one turn stays with the first: templates have one place for it in a turn.
@@ -267,20 +199,3 @@ def has_files(turns: Iterable[WireMessage]) -> bool:
     blocks = [block for _, block in placed_blocks(turns)]
     parts = [*blocks, *(part for block in blocks for part in result_parts(block))]
     return any(isinstance(part, DocumentBlock) and isinstance(part.source, PdfSource) for part in parts)
-
-
-def _decoded(data: str, *, param: str) -> bytes:
-    try:
-        return base64.b64decode(data, validate=True)
-    except ValueError as error:
-        raise InvalidRequest(f"{param} is not base64.", param=param) from error
-
-
-def _joined(content: str | Iterable[TextBlock]) -> str:
-    return content if isinstance(content, str) else "\n".join(block.text for block in content)
-
-
-def _titled(*parts: str | None) -> str:
-    """A document's parts, marked off from what is around it."""
-    shown = "\n".join(part for part in parts if part)
-    return f"<document>\n{shown}\n</document>"
