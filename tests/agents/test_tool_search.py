@@ -76,6 +76,7 @@ def test_claude_code_looks_a_tool_up(npm_bin: Path, tmp_path: Path, caplog: pyte
                 "PATH": f"{npm_bin}{os.pathsep}{os.environ['PATH']}",
                 "PYTHONPATH": str(ROOT),
                 "VLLM_MLX_API_KEY": KEY,
+                "MCP_CONNECTION_NONBLOCKING": "0",  # its first request waits for the tools
             },
             stdin=subprocess.DEVNULL,
             capture_output=True,
