@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from forcing import Loop
+from forcing import Loop, ScriptMatcher
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.engine.constraints import Constraint
+from vllm_mlx.engine.token_rules import TokenRules
 from vllm_mlx.testing.fake import FakeRunner
 
 VOCAB_SIZE, END = 40, 1
@@ -100,6 +102,26 @@ def test_who_looks_at_one_token_at_a_time_gets_one_at_a_time(given: dict[str, An
     assert tokens[1:6] == FORCED
     assert set(engine.num_rows) == {1}
     assert all(len(output.logprobs or ()) == len(output.token_ids) for output in engine.outputs if "logprobs" in given)
+
+
+@pytest.mark.parametrize(
+    ("script", "allowed", "forced"),
+    [
+        ([3, 4, 5], (3,), (4, 5, END)),
+        ([3, 4, 36, 5], (3,), (4,)),
+        ([3, 4, 5], (3, 4), ()),
+        ([3, 4, 5], (4,), ()),
+        ([None, 4, 5], (3,), ()),
+    ],
+    ids=["all", "not in the model", "a choice", "another mask", "a gap"],
+)
+def test_what_follows_is_known_where_a_mask_has_one_bit(
+    script: list[int | None], allowed: tuple[int, ...], forced: tuple[int, ...]
+) -> None:
+    constraint = Constraint(None, TokenRules(SamplingParams(), vocab_size=36), ())
+    row = sum(1 << token for token in allowed).to_bytes(8, "little")
+    constraint.force(ScriptMatcher(script, vocab_size=VOCAB_SIZE, end=END), row, vocab_size=36)
+    assert constraint.forced == forced
 
 
 def test_pages_that_are_missing_make_rows_wait_but_preempt_nobody() -> None:

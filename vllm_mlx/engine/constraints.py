@@ -77,10 +77,11 @@ class Constraint:
             self._last.extend(token_ids)
         return matcher
 
-    def force(self, matcher: Matcher | None, row: bytes) -> None:
+    def force(self, matcher: Matcher | None, row: bytes, *, vocab_size: int) -> None:
         """Note what must follow the token that `row` allows, if it is the only one.
 
-        Nothing where lists of tokens have a say: they look at one token at a time.
+        Nothing where lists of tokens have a say: they look at one token at a time. Tokenizers may know tokens that the
+        model does not: these are left to a mask, too.
         """
         self.forced = ()
         if matcher is None or self._problem or row.count(0) < len(row) - 1:
@@ -89,8 +90,7 @@ class Constraint:
             return
         token_ids = matcher.forced()
         if len(token_ids) > 1 and row[token_ids[0] // 8] == 1 << token_ids[0] % 8:
-            num_tokens = 8 * len(row)
-            self.forced = tuple(itertools.takewhile(lambda token_id: token_id < num_tokens, token_ids[1:]))
+            self.forced = tuple(itertools.takewhile(lambda token_id: token_id < vocab_size, token_ids[1:]))
 
     def left(self, row: bytes) -> bytes:
         """What may be chosen of the tokens that the grammar allows here; see `TokenRules`. Raises GrammarError.
@@ -193,7 +193,7 @@ class Constraints:
         made = []
         for (constraint, _), matcher, row in zip(jobs, matchers, self._grammar_rows(matchers), strict=True):
             made.append(self._row(constraint, row))
-            constraint.force(matcher, made[-1])
+            constraint.force(matcher, made[-1], vocab_size=self._vocab_size)
         return b"".join(made)
 
     def _grammar_rows(self, matchers: Sequence[Matcher | None]) -> list[bytes | str]:
