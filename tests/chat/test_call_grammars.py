@@ -292,6 +292,14 @@ async def test_calls_of_tools_that_nobody_insists_on_are_free_where_they_cannot_
     assert await grammar(tokenizer, tools=(impossible,)) is None
 
 
+async def test_arguments_that_may_be_null_are_an_object_all_the_same(tokenizer: Tokenizer) -> None:
+    used = await grammar(
+        tokenizer, tools=(Tool("weather", parameters={**CITY, "type": ["object", "null"]}),), tool_choice=REQUIRED
+    )
+    assert accepts(tokenizer, used, TAGGED)
+    assert not accepts(tokenizer, used, '<tool_call>\n{"name": "weather", "arguments": null}\n</tool_call>')
+
+
 async def test_characters_may_be_escaped_in_calls(tokenizer: Tokenizer) -> None:
     tool = Tool("say", parameters={"type": "object", "properties": {"text": {"type": "string"}}})
     used = await grammar(tokenizer, tools=(tool,))
@@ -306,6 +314,8 @@ async def test_characters_may_be_escaped_in_calls(tokenizer: Tokenizer) -> None:
     [
         ({"tools": (Tool("f", parameters={"not": {}}, is_strict=True),)}, "tools.f.parameters.not"),
         ({"tool_choice": REQUIRED, "tools": ()}, "tool_choice"),
+        ({"tool_choice": REQUIRED, "tools": (Tool("f", parameters={"type": "array"}),)}, "tools.f.parameters.type"),
+        ({"tools": (Tool("f", parameters={"type": "OBJECT"}, is_strict=True),)}, "tools.f.parameters.type"),
     ],
 )
 async def test_what_cannot_be_guaranteed_is_refused(tokenizer: Tokenizer, given: dict[str, Any], param: str) -> None:

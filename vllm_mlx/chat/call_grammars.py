@@ -16,6 +16,7 @@ from vllm_mlx.chat.payloads.tools import resolved
 from vllm_mlx.chat.plain_tools import FREEFORM_ARGUMENT, parameters_of
 from vllm_mlx.chat.shapes import schema_entry
 from vllm_mlx.core.chat import Tool
+from vllm_mlx.core.errors import InvalidRequest
 
 _SAYS_NOTHING = frozenset(("$schema", "description", "title", "type"))
 """Keywords that describe no argument; those below describe none where they are empty."""
@@ -24,10 +25,19 @@ _INDEX = "/[0-9]{1,2}/"
 
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
-    """The schema that a tool's arguments are held to: always an object."""
+    """The schema that a tool's arguments are held to: always an object.
+
+    Raises:
+        InvalidRequest: the tool's own schema allows no object.
+    """
     given = parameters_of(tool)
-    schema = {"type": "object", **given, **(resolved(given, given) if "$ref" in given else {})}
+    schema = {**given, **(resolved(given, given) if "$ref" in given else {})}
     schema.pop("$ref", None)
+    kinds = schema.get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        param = f"tools.{tool.name}.parameters.type"
+        raise InvalidRequest(f"{param} must be 'object': arguments are a JSON object.", param=param)
+    schema = {**schema, "type": "object"}
     if not {keyword for keyword, value in schema.items() if value or keyword not in _LISTS} - _SAYS_NOTHING:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if tool.syntax is None or tool.syntax.kind != "regex":
