@@ -31,8 +31,10 @@ TIMEOUT_S = 400
 NUM_CHAPTERS = 40
 OLD, NEW = "hello", "goodbye"
 SUMMARY = "SUMMARY-5512: the chapters are read; what is left is the greeting in notes.txt."
-ASKS_FOR_SUMMARY = re.compile(r"create a (detailed|handoff) summary", re.IGNORECASE)
+ASKS_FOR_SUMMARY = re.compile(r"create a (detailed|handoff|new anchored) summary|state_snapshot", re.IGNORECASE)
 HEADLESS = {
+    "opencode": ("run", PROMPT),
+    "qwen": ("--yolo", "-p", PROMPT),
     "claude": ("-p", PROMPT, "--permission-mode", "acceptEdits"),
     "codex": ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", PROMPT),
 }
@@ -62,11 +64,10 @@ class Reader(AgentScript):
             self.point_to(self._chapters[num_results])
             return self._call(tools, READERS, "read")
         self.point_to(self._notes)
-        if NEW in prompt:  # in the call that wrote it
+        if NEW in self._notes.read_text():
             return DONE
-        if self._content not in prompt:
-            return self._call(tools, READERS, "read")
-        return self._call(tools, EDITORS, "edit")
+        has_read = self._content in prompt.rpartition("<|im_start|>tool\n")[2]
+        return self._call(tools, EDITORS if has_read else READERS, "edit" if has_read else "read")
 
 
 def run(client: str, *, url: str, project: Path, home: Path, npm_bin: Path, knows_context: bool) -> Any:
@@ -96,7 +97,11 @@ def run(client: str, *, url: str, project: Path, home: Path, npm_bin: Path, know
     )
 
 
-@pytest.mark.parametrize(("client", "knows_context"), [("claude", True), ("claude", False), ("codex", True)], ids=str)
+@pytest.mark.parametrize(
+    ("client", "knows_context"),
+    [("claude", True), ("claude", False), ("codex", True), ("opencode", True), ("qwen", True)],
+    ids=str,
+)
 def test_client_compacts_and_goes_on(
     client: str, knows_context: bool, npm_bin: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

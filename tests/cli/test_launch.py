@@ -101,7 +101,7 @@ def test_launch_runs_the_client_and_returns_its_code(
     assert told["environment"]["VLLM_MLX_API_KEY"] == "sk-2"
     provider = told["config"]["provider"]["vllm-mlx"]
     assert provider["options"]["baseURL"] == f"{server.url}/v1"
-    assert provider["models"]["org/served"]["limit"] == {"context": 40_000, "output": 10_000}
+    assert provider["models"]["org/served"]["limit"] == {"context": 40_000, "input": 30_000, "output": 10_000}
     assert not Path(told["environment"]["OPENCODE_CONFIG"]).exists()
     assert server.requests[0].headers["authorization"] == "Bearer sk-2"
 
@@ -227,6 +227,6 @@ def test_server_is_started_for_the_client_and_stopped_afterwards(
     assert main(["launch", "opencode", "demo", "--port", str(unused_port), "--max-model-len", "2048"]) == 7
     told = json.loads(capfd.readouterr().out)
     assert told["config"]["provider"]["vllm-mlx"]["models"] == {
-        "demo": {"name": "demo", "limit": {"context": 2048, "output": 512}}
+        "demo": {"name": "demo", "limit": {"context": 2048, "input": 1536, "output": 512}}
     }
     assert main(["connect", "opencode", "--port", str(unused_port)]) == 2

@@ -17,12 +17,19 @@ CLIENT = Client(
             "model": "vllm-mlx/$model",
             "small_model": "vllm-mlx/$model",
             "autoupdate": False,
+            # without it one more result of a tool would be too much
+            "compaction": {"auto": True, "reserved": "$result"},
             "provider": {
                 "vllm-mlx": {
                     "npm": "@ai-sdk/openai-compatible",
                     "name": "vllm-mlx",
                     "options": {"baseURL": "$url/v1", "apiKey": "{env:VLLM_MLX_API_KEY}", "timeout": False},
-                    "models": {"$model": {"name": "$model", "limit": {"context": "$context", "output": "$output"}}},
+                    "models": {
+                        "$model": {
+                            "name": "$model",
+                            "limit": {"context": "$context", "input": "$input", "output": "$output"},
+                        }
+                    },
                 }
             },
         }
