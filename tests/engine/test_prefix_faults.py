@@ -147,7 +147,8 @@ def test_a_disk_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest
             world.run(submit("a", range(40)), submit("b", [3] * 40), submit("c", [5] * 10))
             assert [world.num_cached(name) for name in "abc"] == [0, 0, 0]
         finally:
-            while world.disk is not None and world.disk.stats().num_misses == 0:
+            deadline = time.monotonic() + 5  # perhaps it was given up before the disk's thread came to it
+            while world.disk is not None and world.disk.stats().num_misses == 0 and time.monotonic() < deadline:
                 for path in pipes:
                     with contextlib.suppress(OSError):
                         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))

@@ -12,14 +12,16 @@ from vllm_mlx.kv.matching import Match, Matcher
 from vllm_mlx.kv.tables import Table
 from vllm_mlx.kv.tiers.record import Kind
 
+_Wanted = tuple[Kind, bytes]
+
 
 class _Reader(NamedTuple):
     """A sequence that has asked the disk, and has no table yet."""
 
     num_pages: int
     """That it counts on, and that nobody uses: those to come, and those before them."""
-    coming: set[tuple[Kind, bytes]]
-    """What it asked for and did not get yet."""
+    wanted: list[_Wanted]
+    """What it asked for."""
     held: list[int]
     """Pages that are not to be given to others meanwhile."""
 
@@ -42,7 +44,9 @@ class Loader:
         """Who waits for room, first come first."""
         self._has_left = False
         """Whether a reader has made room since the first in the line was told that there is none."""
-        self._awaited: dict[str, tuple[Kind, bytes]] = {}
+        self._coming: dict[_Wanted, str] = {}
+        """What was asked for and did not come yet, and by whom."""
+        self._awaited: dict[str, _Wanted] = {}
         """What others are loading, by who waits for it."""
         self.imports: dict[int, bytes] = {}
         """Payloads by page id, for the next step. A page that changed hands since comes in once, with the last."""
@@ -63,7 +67,7 @@ class Loader:
             return False
         reader = self._readers[seq_id]
         for kind, name, payload in self.disk.take(seq_id):
-            reader.coming.discard((kind, name))
+            self._coming.pop((kind, name), None)
             if kind is Kind.CHECKPOINT:
                 self._take_checkpoint(name, payload)
             else:
@@ -94,7 +98,8 @@ class Loader:
         elif self._has_room(seq_id, len(names) + len(held)):
             self._line.pop(seq_id, None)
             self._pool.hold_back(held)
-            self._readers[seq_id] = _Reader(len(names) + len(held), set(wanted), held)
+            self._readers[seq_id] = _Reader(len(names) + len(held), wanted, held)
+            self._coming.update(dict.fromkeys(wanted, seq_id))
             self.disk.read(seq_id, names, checkpoint)
         return True
 
@@ -110,6 +115,9 @@ class Loader:
         if reader is not None:
             self._pool.let_go(reader.held)
             self._has_left = True
+            for wanted in reader.wanted:
+                if self._coming.get(wanted) == seq_id:
+                    del self._coming[wanted]
 
     def _has_room(self, seq_id: str, num_pages: int) -> bool:
         """Whether so many pages are left by those who read; if not, the sequence stands in line."""
@@ -122,9 +130,10 @@ class Loader:
         self._line[seq_id] = None
         return False
 
-    def _is_coming(self, wanted: tuple[Kind, bytes]) -> bool:
+    def _is_coming(self, wanted: _Wanted) -> bool:
         """Whether somebody is loading that."""
-        return any(wanted in each.coming and self.disk.is_reading(name) for name, each in self._readers.items())
+        owner = self._coming.get(wanted)
+        return owner is not None and self.disk.is_reading(owner)
 
     @property
     def has_orders(self) -> bool:
