@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prefix_world import KINDS, PAGE, VOCAB_SIZE, World, opened, submit
 
+from vllm_mlx.core.config import Config
+from vllm_mlx.kv.build import manager_of
+from vllm_mlx.kv.manager import Admission, Admitted
+
 LENGTH = 40
 NUM_PAGES = -(-LENGTH // PAGE)
 FOUND = LENGTH // PAGE * PAGE - PAGE
@@ -88,6 +92,25 @@ def test_who_is_aborted_in_line_or_while_it_reads_holds_up_nobody(tmp_path: Path
         world.scheduler.abort("2")
         world.run()
         assert [world.num_cached(str(i)) for i in (1, 3)] == [FOUND] * 2
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_nobody_waits_for_a_reader_that_is_not_looked_at_any_more(number: int, tmp_path: Path) -> None:
+    store(tmp_path, prompt(1), prompt(2))
+    with opened(disk=tmp_path, num_pages=NUM_PAGES + 4) as world:
+        kv = manager_of(world.runner.info, Config(), disk=world.disk, clock=lambda: 0.0)
+        assert kv.admit("left out", prompt(1), num_tokens=LENGTH + 1) is Admission.READING
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            kv.begin_pass()
+            admitted = kv.admit("first", prompt(number), num_tokens=LENGTH + 1)
+            if isinstance(admitted, Admitted):
+                break
+            assert time.monotonic() < deadline, "it waits for one that nobody looks at"
+            time.sleep(0.001)
+        assert admitted.num_cached == FOUND
+        kv.release("first")
+        kv.release("left out")
 
 
 def test_all_go_on_when_everything_is_forgotten_while_they_read(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ class Scheduler:
 
     def _plan_prefills(self, draft: Draft, waiting: list[Sequence]) -> None:
         """Chunks of running and waiting sequences."""
+        self._kv.begin_pass()
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
         if not prefilling and not waiting:
             return

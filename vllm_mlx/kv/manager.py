@@ -134,6 +134,11 @@ class KVManager:
 
     # ---- the life of a sequence ----
 
+    def begin_pass(self) -> None:
+        """Waiting sequences will be admitted now, as far as they can be, in their order."""
+        if self._loader is not None:
+            self._loader.begin_pass()
+
     def admit(
         self,
         seq_id: str,
