@@ -60,11 +60,11 @@ class PageGroups(msgspec.Struct, frozen=True):
     def pages_for(self, num_tokens: int, *, num_in_flight: int = 0) -> int:
         """Pages of all groups that a sequence of `num_tokens` tokens has at most while it is computed.
 
-        Pages in a window are those that its tokens look back at, the one that is written, and the next; if more than a
-        page is computed at a time, those that `num_in_flight` tokens take.
+        Pages in a window are those that its tokens look back at, and the one that is written; if more than a page is
+        computed at a time, those that `num_in_flight` tokens take.
         """
         num_pages = -(-num_tokens // self.page_size)
-        num_new = max(2, -(-num_in_flight // self.page_size) + 1)
+        num_new = 1 + -(-num_in_flight // self.page_size)
         backs = (self.reach_back(group) for group in range(len(self.windows)))
         return sum(num_pages if back is None else min(num_pages, back + num_new) for back in backs)
 

@@ -31,13 +31,13 @@ class Holdings:
     def num_missing(self, match: Match, num_tokens: int, *, is_alone: bool) -> int:
         """Pages that a sequence of `num_tokens` needs at a time besides those in `match`.
 
-        Who is alone makes do with one page more than it writes to; then those in `match`, too, are given back for it.
+        Who is alone makes do with the page that it writes to; then those in `match`, too, are given back for it.
         """
         num_rest = self._num_pages(num_tokens) - match.count
         num_missing = num_rest * (len(self._backs) - len(self._windowed))
         for group, back in self._windowed.items():
             num_shared = match.count - self._first_page(group, match.count)
-            num_missing += min(num_rest, back + 2 - num_shared if is_alone else back + self._num_new)
+            num_missing += min(num_rest, back + 1 - num_shared if is_alone else back + self._num_new)
         return num_missing
 
     def num_spare(self, match: Match, num_missing: int) -> int:
