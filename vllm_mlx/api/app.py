@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from vllm_mlx import __version__
 from vllm_mlx.api import endpoints, errors, openapi
@@ -17,6 +18,7 @@ from vllm_mlx.api.auth import Auth
 from vllm_mlx.api.batches import Batches
 from vllm_mlx.api.batches.background import BackgroundEngine
 from vllm_mlx.api.context import Context
+from vllm_mlx.api.cors import cors_options
 from vllm_mlx.api.lifecycle import Lifecycle
 from vllm_mlx.api.metrics import Metrics
 from vllm_mlx.api.model_names import ModelNames
@@ -73,6 +75,7 @@ def _assembled(context: Context) -> FastAPI:
     app.add_middleware(Auth, api_key=context.config.api_key)
     app.add_middleware(errors.Guard)
     app.add_middleware(Observe, metrics=context.metrics, lifecycle=context.lifecycle)
+    app.add_middleware(CORSMiddleware, **cors_options(context.config.origins))
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     openapi.install(app)

@@ -33,6 +33,7 @@ EXPANDED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """Choices of `weights_dtype` that expand weights, and the `dtype` that goes with each."""
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """A token of RFC 9110, section 5.6.2."""
 
@@ -77,6 +78,9 @@ class Config:
     model_alias: tuple[str, ...] = setting((), group="server", metavar="PATTERN=NAME")
     """One more name, or pattern of names, for the served model NAME; =NAME may be left out. May be given several
     times."""
+    allowed_origins: tuple[str, ...] = setting((), group="server", metavar="ORIGIN[,ORIGIN...]")
+    """Web pages that may use the server from a browser, such as https://chat.example.org; * allows all. Pages of this
+    machine may always. May be given several times."""
     timeout: float = setting(300.0, group="server", metavar="SECONDS")
     """Longest time a request may take, unless it asks for less or more with `timeout`; 0 is no limit."""
     cache_tenant_header: str | None = setting(None, group="server", metavar="NAME")
@@ -228,11 +232,7 @@ class Config:
         _require(0 < self.response_store_ttl < math.inf, "--response-store-ttl must be greater than 0")
         self._check_ssd_cache()
         self._check_aliases()
-        header = self.cache_tenant_header
-        _require(
-            header is None or _HEADER_NAME.fullmatch(header) is not None,
-            f"--cache-tenant-header must be the name of an HTTP header, not {header!r}",
-        )
+        self._check_headers()
         _require(self.warm_prompts != "", "--warm-prompts must not be empty; leave it out to warm nothing")
         for name in ("ssd_cache_dir", "warm_prompts"):
             _require(
@@ -261,6 +261,18 @@ class Config:
             "--ssd-cache-key-file encrypts the cache on disk; give --ssd-cache-dir too",
         )
 
+    def _check_headers(self) -> None:
+        for origin in self.origins:
+            _require(
+                origin == "*" or _ORIGIN.fullmatch(origin) is not None,
+                f"--allowed-origins: {origin!r} must be * or like https://chat.example.org:8080, without a path",
+            )
+        header = self.cache_tenant_header
+        _require(
+            header is None or _HEADER_NAME.fullmatch(header) is not None,
+            f"--cache-tenant-header must be the name of an HTTP header, not {header!r}",
+        )
+
     def _check_aliases(self) -> None:
         for pattern, name in self.alias_rules:
             _require(pattern != "", "--model-alias must be PATTERN or PATTERN=NAME, with a PATTERN such as my-model*")
@@ -279,6 +291,12 @@ class Config:
     def model_name(self) -> str:
         """The name that the API shows."""
         return self.served_model_name or self.model
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Each of --allowed-origins."""
+        parts = (part.strip() for given in self.allowed_origins for part in given.split(","))
+        return tuple(part for part in parts if part)
 
     @property
     def alias_rules(self) -> tuple[tuple[str, str], ...]:
