@@ -468,6 +468,15 @@ async def test_marked_beginnings_are_counted_once_as_written_and_then_as_read(
     assert unmarked["cache_creation"]["ephemeral_5m_input_tokens"] > 0
 
 
+async def test_a_stream_tells_at_its_end_what_is_kept_of_the_prompt(client: httpx.AsyncClient, says: Says) -> None:
+    last = {"type": "text", "text": "meadow " * 60, "cache_control": {"type": "ephemeral"}}
+    events = await stream(client, says, "hello", messages=[{"role": "user", "content": [last]}])
+    start, end = events[0]["message"]["usage"], events[-2]["usage"]
+    assert (start["cache_creation_input_tokens"], start["input_tokens"] > 60) == (0, True)
+    assert end["cache_creation_input_tokens"] > 60
+    assert prompt_tokens(start) == prompt_tokens(end)
+
+
 async def test_mark_on_a_tool_counts_at_the_end_of_the_system_text(client: httpx.AsyncClient, says: Says) -> None:
     tool = {**TOOL, "description": "Looks at the sky of a town.", "cache_control": {"type": "ephemeral"}}
     usage = (await ask(client, says, system="Look out.", tools=[tool]))["usage"]

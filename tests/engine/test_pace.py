@@ -19,8 +19,19 @@ def pace(max_tokens: int = 2048, *, min_tokens: int = 32) -> PrefillPace:
 
 def test_whole_budget_when_nothing_decodes() -> None:
     p = pace()
-    p.observe(step(100), 100.0)
     assert p.budget(num_decoding=0, num_prefilling=1) == 2048
+    p.observe(step(100), 0.05)
+    assert p.budget(num_decoding=0, num_prefilling=1) == 2048
+
+
+def test_slow_device_is_back_after_seconds_when_nothing_decodes() -> None:
+    p = pace()
+    p.observe(step(2048), 4.096)
+    assert p.budget(num_decoding=0, num_prefilling=1) == 1000
+    for _ in range(9):
+        p.observe(step(100), 100.0)
+    assert p.budget(num_decoding=0, num_prefilling=1) == 256
+    assert pace(max_tokens=64).budget(num_decoding=0, num_prefilling=1) == 64
 
 
 def test_smallest_chunk_before_anything_is_measured() -> None:

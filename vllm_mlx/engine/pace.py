@@ -10,6 +10,11 @@ from vllm_mlx.core.step import Step
 MAX_STRETCH = 4.0
 """How much longer than the target a burst of new prompts may hold up a few running streams."""
 
+IDLE_S = 2.0
+"""What a step without running streams should take at most, so that first tokens come and aborts are seen."""
+MIN_IDLE_TOKENS = 256
+"""Of such a step all the same: with fewer, a slow device computes weights more often than prompts need."""
+
 _WINDOW = 9
 """Measurements remembered; the median of so many shrugs off a compilation or two."""
 
@@ -35,11 +40,17 @@ class PrefillPace:
         `MAX_STRETCH` times the stall.
         """
         if num_decoding == 0:
-            return self.max_tokens
+            return self._idle_budget()
         stall_s = self._stall_s * min(MAX_STRETCH, max(1.0, num_prefilling / num_decoding))
         token_s = statistics.median(self._token_s) if self._token_s else self._stall_s
         affordable = int(min(self.max_tokens, stall_s / token_s)) if token_s > 0 else self.max_tokens
         return min(self.max_tokens, max(self.min_tokens, affordable))
+
+    def _idle_budget(self) -> int:
+        """All that a step may have, unless that has taken too long."""
+        token_s = statistics.median(self._token_s) if self._token_s else 0.0
+        affordable = int(IDLE_S / token_s) if token_s > 0 else self.max_tokens
+        return min(self.max_tokens, max(MIN_IDLE_TOKENS, self.min_tokens, affordable))
 
     def chunk(self, start: int, end: int, budget: int, *, page_size: int, is_first: bool) -> int:
         """Tokens of a chunk of start .. end - 1 in what is left of a step's budget; 0 if none is worth it.

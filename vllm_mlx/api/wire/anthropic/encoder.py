@@ -50,10 +50,14 @@ class MessageEncoder:
         return msgspec.structs.replace(self._answer, content=list(self._blocks))
 
     def opening(self, usage: Usage, kept: Sequence[Kept]) -> Iterator[StreamEvent]:
-        """The events before anything is generated; `usage` has the prompt's counts."""
+        """The events before anything is generated; `usage` has the prompt's counts.
+
+        At the start all that was not found is input: what of it is kept is told at the end. Clients that look at the
+        start alone then know how long the prompt is.
+        """
         self._kept = tuple(kept)
         self._answer = msgspec.structs.replace(self._answer, usage=usage_answer(usage, self._kept))
-        start = msgspec.structs.replace(self.answer, context_management=msgspec.UNSET)
+        start = msgspec.structs.replace(self.answer, usage=usage_answer(usage, ()), context_management=msgspec.UNSET)
         yield answers.MessageStart(start)
         yield answers.Ping()
 
