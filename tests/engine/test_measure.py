@@ -85,6 +85,17 @@ async def test_round_counts_steps_in_which_all_rows_decode() -> None:
     assert found.stats.num_running == 0
 
 
+async def test_first_token_comes_after_all_chunks_of_a_prompt() -> None:
+    step_s, factory = 0.02, fake_factory(step_s=0.02)
+    client = ThreadEngine(factory, Config(max_num_seqs=4, prefill_step_size=32))
+    await client.start()
+    try:
+        found = await measure(client, parse_scenario("1x320"), max_tokens=8, seed="0")
+    finally:
+        await client.stop()
+    assert found.ttft_s[0] >= 10 * step_s, "what is told before the first token is none"
+
+
 async def test_rows_that_started_early_wait_for_those_that_start_late() -> None:
     """A step prefills few tokens here: the first row has long had its tokens when the last one starts."""
     client = ThreadEngine(

@@ -220,6 +220,8 @@ class _Watch:
                 if output.finish is not None:
                     self._ended(len(submit.prompt))
                     return
+                if not output.token_ids:
+                    continue  # it only tells what was found of the prompt
                 if not arrivals:
                     self._num_unstarted -= 1
                     self._last = number
