@@ -72,6 +72,20 @@ def test_name_is_sent_before_the_arguments_are_complete() -> None:
     assert parser.feed("def") == [ToolCallDelta(0, 0, arguments="def")]
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ('<tool_call>\n{"name": "f", "arguments": {\n  \n', "{\n  \n"),
+        ('<tool_call>\n{"name": "f", "arguments": {"a": 1', '{"a": 1'),
+        ('{"name": "f", "parameters": {', "{"),
+    ],
+)
+def test_a_call_that_is_cut_off_in_its_arguments_is_a_call(text: str, arguments: str) -> None:
+    for pieces in ([text], list(text)):
+        parsed = parse(pieces, tools="auto", schemas={"f": {"type": "object"}})
+        assert (parsed.content, parsed.calls) == ("", (("f", arguments),))
+
+
 def test_text_is_held_only_while_it_may_become_a_mark() -> None:
     parser = OutputParser(tools=ToolSet(), tool_format=tool_format("hermes"), prompt_tail="")
     assert parser.feed("a <tool") == [TextDelta(0, "a ")]

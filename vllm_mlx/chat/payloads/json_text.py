@@ -31,6 +31,8 @@ class JsonScanner:
         self.is_done = False
         self.is_sure = False
         """Whether more than opening brackets was read."""
+        self.is_cut_off = False
+        """Whether the text ended inside the value."""
         self.error: NotACall | None = None
         self._stack: list[str] = []
         self._wanted = "value"
@@ -80,8 +82,9 @@ class JsonScanner:
         """No more text comes: a number that stands alone ends here, anything else is cut off."""
         if self.is_done or self.error:
             return
+        self.is_cut_off = not self._scalar or bool(self._stack)
         try:
-            if not self._scalar or self._stack:
+            if self.is_cut_off:
                 raise NotACall("JSON that is cut off")
             self._end_scalar()
         except NotACall as error:

@@ -65,7 +65,9 @@ def read_object(reader: Reader, tools: ToolSet, rules: ObjectRules) -> Parsing[N
 
 
 def stream_arguments(reader: Reader, opening: CallOpen) -> Parsing[None]:
-    """Arguments, sent as they are written; the call is opened when they begin like an object. Raises NotACall."""
+    """Arguments, sent as they are written; the call is opened when they begin like an object, or where the text ends
+    before that shows. Raises NotACall.
+    """
     first = yield from reader.peek()
     if first != "{":
         text = _object_text((yield from read_json(reader)))
@@ -79,7 +81,7 @@ def stream_arguments(reader: Reader, opening: CallOpen) -> Parsing[None]:
         reader.take_to(scanner.read(text, at))
         if reader.is_over:
             scanner.end()
-        if scanner.is_sure and not is_open:
+        if (scanner.is_sure or scanner.is_cut_off) and not is_open:
             is_open = True
             yield opening
         if is_open and (piece := scanner.take_output()):
