@@ -21,9 +21,9 @@ SAMPLES = {
     int: ("7", 7),
     float: ("0.5", 0.5),
     dict: ('{"a": [1]}', {"a": [1]}),
-    tuple: ("my-*", ("my-*",)),
+    tuple: ("app://mine", ("app://mine",)),  # an origin, and a name
 }
-OTHERS = {str: "x", int: "9", float: "0.25", dict: "{}", tuple: "your-*"}
+OTHERS = {str: "x", int: "9", float: "0.25", dict: "{}", tuple: "app://yours"}
 EVERY = pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.name)
 
 

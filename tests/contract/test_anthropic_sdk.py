@@ -58,14 +58,15 @@ def test_stream_helper_adds_up_to_the_message(client: Anthropic, model: str) -> 
 
 def test_a_forced_call_has_an_input_of_its_schema(client: Anthropic, model: str) -> None:
     choice: Any = {"type": "tool", "name": "add"}
-    made = client.messages.create(model=model, messages=HI, max_tokens=100, tools=[ADD], tool_choice=choice)  # type: ignore[list-item]
+    asked: dict[str, Any] = {"model": model, "tools": [ADD], "extra_body": GREEDY}
+    made = client.messages.create(messages=HI, max_tokens=100, tool_choice=choice, **asked)
     [call] = [block for block in made.content if block.type == "tool_use"]
     assert (call.name, made.stop_reason) == ("add", "tool_use")
     assert call.input["a"] in (1, 2)
     assert call.input["b"] in (3, 4)
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "5"}
     again: list[Any] = [*HI, {"role": "assistant", "content": made.content}, {"role": "user", "content": [result]}]
-    client.messages.create(model=model, messages=again, max_tokens=2, tools=[ADD])  # type: ignore[list-item]
+    client.messages.create(messages=again, max_tokens=2, **asked)
 
 
 def test_errors_are_typed(client: Anthropic, model: str) -> None:

@@ -80,10 +80,11 @@ class Verdict(BaseModel):
 
 
 def test_an_answer_has_the_shape_that_was_asked_for(client: OpenAI, model: str) -> None:
-    made = client.responses.parse(model=model, input=HI, text_format=Verdict, max_output_tokens=100)
+    asked: dict[str, Any] = {"input": HI, "text_format": Verdict, "max_output_tokens": 100, "temperature": 0}
+    made = client.responses.parse(model=model, **asked)
     assert made.status == "completed"
     assert isinstance(made.output_parsed, Verdict)
-    with client.responses.stream(model=model, input=HI, text_format=Verdict, max_output_tokens=100) as stream:
+    with client.responses.stream(model=model, **asked) as stream:
         list(stream)
         final = stream.get_final_response()
     assert isinstance(final.output_parsed, Verdict)

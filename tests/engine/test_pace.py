@@ -28,6 +28,9 @@ def test_slow_device_is_back_after_seconds_when_nothing_decodes() -> None:
     p = pace()
     p.observe(step(2048), 4.096)
     assert p.budget(num_decoding=0, num_prefilling=1) == 1000
+    fast = pace()
+    fast.observe(step(1), 1e-308)
+    assert fast.budget(num_decoding=0, num_prefilling=1) == 2048
     for _ in range(9):
         p.observe(step(100), 100.0)
     assert p.budget(num_decoding=0, num_prefilling=1) == 256

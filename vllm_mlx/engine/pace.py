@@ -49,8 +49,8 @@ class PrefillPace:
     def _idle_budget(self) -> int:
         """All that a step may have, unless that has taken too long."""
         token_s = statistics.median(self._token_s) if self._token_s else 0.0
-        affordable = int(IDLE_S / token_s) if token_s > 0 else self.max_tokens
-        return min(self.max_tokens, max(MIN_IDLE_TOKENS, self.min_tokens, affordable))
+        affordable = min(self.max_tokens, IDLE_S / token_s) if token_s > 0 else self.max_tokens
+        return min(self.max_tokens, max(MIN_IDLE_TOKENS, self.min_tokens, int(affordable)))
 
     def chunk(self, start: int, end: int, budget: int, *, page_size: int, is_first: bool) -> int:
         """Tokens of a chunk of start .. end - 1 in what is left of a step's budget; 0 if none is worth it.
