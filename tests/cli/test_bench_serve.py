@@ -149,7 +149,7 @@ def test_capacity_envelope_writes_its_artifact(bench, tmp_path: Path) -> None:
     small = ("--capacity-prompt-tokens", "64", "--capacity-output-tokens", "3", "--capacity-concurrency", "1,2")
     code, out, _ = bench(
         "--capacity-envelope", *small, "--capacity-repetitions", "1", "--capacity-cache-modes", "cold",
-        "--output", str(path),
+        "--seed", "1", "--output", str(path),
     )  # fmt: skip
     assert code == 0
     assert out.count("sustainable") == 2
