@@ -8,11 +8,11 @@ number that it had then (`Prompt.blocks`).
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from typing import NamedTuple
 
 import msgspec
 
+from vllm_mlx.core.kept import Kept
 from vllm_mlx.core.messages import Submit, ToEngine
 from vllm_mlx.core.prompt import BLOCK_TOKENS, Prompt
 
@@ -58,10 +58,9 @@ class BlockReader:
     """Puts messages together again. Remembers the blocks used last, and those of the last prompt as a whole."""
 
     def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
-        self._max_blocks = max_blocks
         self._numbers = itertools.count()
         self._decode = msgspec.msgpack.Decoder(tuple[int, ...]).decode
-        self._known: OrderedDict[bytes, _Block] = OrderedDict()
+        self._known: Kept[bytes, _Block] = Kept(max_blocks)
         self._last = _Joined()
 
     def __len__(self) -> int:
@@ -85,9 +84,6 @@ class BlockReader:
     def _block(self, encoded: bytes) -> _Block:
         found = self._known.get(encoded)
         if found is None:
-            found = self._known[encoded] = _Block(next(self._numbers), self._decode(encoded))
-            if len(self._known) > self._max_blocks:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(encoded)
+            found = _Block(next(self._numbers), self._decode(encoded))
+            self._known.add(encoded, found)
         return found
