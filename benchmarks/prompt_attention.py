@@ -4,8 +4,9 @@
         [--queries 64,230,512,1024,2048] [--keys 2000,20000,60000] [--output results.json]
 
 "causal" is the mask that attention knows by name, "added" an array of the scores' type, "boolean" an array of booleans.
-A backend that plans each shape shows in the first column; where "added" takes less than the first time of "causal", a
-chunk whose shape will not come again is better off with it. All layers of a model are chained in one graph.
+A backend that plans each shape shows in the first column, whatever the mask. Where "added" takes less again than
+"causal" the first time, a chunk whose shape will not come again is better off padded to one that will, with such a mask.
+All layers of a model are chained in one graph.
 """
 
 from __future__ import annotations

@@ -73,9 +73,14 @@ class PlainAttention:
 
 
 class PlainKernels(Kernels):
-    def __init__(self, *, broken: bool = False) -> None:
+    def __init__(self, *, broken: bool = False, plans: bool = False) -> None:
         super().__init__("plain")
         self._broken = broken
+        self._plans = plans
+
+    @property
+    def plans_attention(self) -> bool:
+        return self._plans
 
     def check(self, variant: DecodeVariant) -> Check:
         return Check("plain", "made to fail" if self._broken else None)

@@ -28,8 +28,12 @@ class CompiledSteps:
         return num_prefill + (self.decode.num_urgent if self.decode is not None else 0)
 
     def warm_one(self, last_tokens: mx.array) -> bool:
-        """Compile the next shape; False if none is left. What fails is not used any more."""
-        return self._warm_prefill() or self._warm_decode(last_tokens)
+        """Compile the next shape, or plan it; False if none is left. What fails is not used any more.
+
+        First those that are urgent, then those of long prompts, then the decode's others.
+        """
+        is_urgent = self._warm_prefill() or (self.num_urgent > 0 and self._warm_decode(last_tokens))
+        return is_urgent or self._plan_prefill() or self._warm_decode(last_tokens)
 
     def close(self) -> None:
         """Drop them all, and what they hold."""
@@ -47,6 +51,15 @@ class CompiledSteps:
             log.warning(f"short prompts are computed one by one (slower): {one_line(error)[:MAX_TOLD]}")
             self.prefill.close()
             self.prefill = None
+            return True
+
+    def _plan_prefill(self) -> bool:
+        if self.prefill is None:
+            return False
+        try:
+            return self.prefill.plan_one()
+        except (RuntimeError, ValueError) as error:
+            log.warning(f"long prompts are not planned in advance (slower at first): {one_line(error)[:MAX_TOLD]}")
             return True
 
     def _warm_decode(self, last_tokens: mx.array) -> bool:

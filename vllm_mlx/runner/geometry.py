@@ -61,14 +61,14 @@ class Span:
 class SinglePlace:
     """One sequence, one chunk: tokens at positions start .. end - 1. The offset is a plain integer.
 
-    With `prefers_arrays` masks are arrays where the library's attention would otherwise plan anew for every shape.
+    With `adds_masks`, attention is better off with what is added to the scores than with booleans.
     """
 
-    def __init__(self, start: int, num_tokens: int, tables: Tables, *, prefers_arrays: bool = False) -> None:
+    def __init__(self, start: int, num_tokens: int, tables: Tables, *, adds_masks: bool = False) -> None:
         self.start = self.offset = start
         self.num_tokens = num_tokens
         self.end = start + num_tokens
-        self.prefers_arrays = prefers_arrays and num_tokens > 1
+        self.adds_masks = adds_masks
         self._tables = tables
         self._writes: dict[int, PoolIndex] = {}
         self._spans: dict[tuple[int, int | None], Span] = {}
@@ -95,7 +95,7 @@ class SinglePlace:
     def mask(self, window: int | None, *, begin: int, as_array: bool) -> mx.array | str | None:
         """The chunk's mask over keys from position `begin`: None, 'causal', or a boolean [tokens, end - begin]."""
         window = self._narrowing(window, begin)
-        if window is None and not (as_array or self.prefers_arrays):
+        if window is None and not as_array:
             return None if self.num_tokens == 1 else "causal"
         if (window, begin) not in self._masks:
             queries = mx.arange(self.start, self.end)[:, None]

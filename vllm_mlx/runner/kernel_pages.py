@@ -31,6 +31,11 @@ class Kernels:
         self._decode: dict[DecodeVariant, PagedAttention] = {}
         self._heads: dict[HeadsVariant, HeadsKernel] = {}
 
+    @property
+    def plans_attention(self) -> bool:
+        """Whether the library's attention plans each new shape, which takes longer than a short chunk (cuDNN)."""
+        return self._backend == "cuda"
+
     def check(self, variant: DecodeVariant) -> Check:
         """Compile and try the kernels of a variant."""
         return check_decode(variant, self._backend)

@@ -154,6 +154,7 @@ def _build_runner(
     from vllm_mlx.runner.compiled import CompiledSteps
     from vllm_mlx.runner.decode_step import DecodeStep
     from vllm_mlx.runner.kernel_pages import KernelPages
+    from vllm_mlx.runner.lone_chunks import LoneChunks
     from vllm_mlx.runner.pages import GrowingPages
     from vllm_mlx.runner.prefill_step import PrefillStep
     from vllm_mlx.runner.runner import MlxRunner
@@ -174,7 +175,9 @@ def _build_runner(
         return build(pages=pages)
     compiled = CompiledSteps(DecodeStep(model, layers, pages, max_rows=config.max_num_seqs, fused=fused))
     if not any(pool.rounds for pool in pages.pools):
-        compiled.prefill = PrefillStep(model, layers, pages, wanted=wanted)
+        sizes = {"chunk_size": config.prefill_step_size, "max_tokens": info.max_model_len}
+        lone = LoneChunks(model, layers, pages, wanted=wanted, **sizes) if kernels.plans_attention else None
+        compiled.prefill = PrefillStep(model, layers, pages, wanted=wanted, lone=lone)
     return build(pages=pages, compiled=compiled)
 
 

@@ -256,10 +256,10 @@ class SinglePageView:
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """The mask of mlx-lm's caches: None, 'causal' or a boolean [tokens, keys].
 
-        Where arrays are preferred and attention alone will see it: what is added to the scores.
+        In place of booleans, what is added to the scores, if the place says so and attention alone will see it.
         """
         begin, window = self._place.begin(self._window), narrower(self._window, window_size)
-        if return_array or not self._place.prefers_arrays:
+        if return_array or not self._place.adds_masks:
             return self._place.mask(window, begin=begin, as_array=return_array)
         return self._place.added_mask(window, begin=begin, dtype=self._pool.dtype)
 

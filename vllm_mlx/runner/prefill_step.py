@@ -20,6 +20,7 @@ from vllm_mlx.runner.geometry import PaddedChunks, SinglePlace
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import ModelLayers, narrower
+from vllm_mlx.runner.lone_chunks import LoneChunks
 
 LENGTHS = (32, 64, 96, 128, 160, 192, 256, 384, 512)
 GROUP_SIZES = (8, 4, 1)
@@ -47,13 +48,25 @@ class PromptView:
 
 
 class PrefillStep:
-    """Computes whole short prompts of a model whose layers are all in pages that are not quantised."""
+    """Computes prompts of a model whose layers are all in pages that are not quantised.
 
-    def __init__(self, model: nn.Module, layers: ModelLayers, pages: KernelPages, *, wanted: WantedPositions) -> None:
+    Whole short ones and chunks that are better computed together; others too, if it has a way of its own for lone ones.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: ModelLayers,
+        pages: KernelPages,
+        *,
+        wanted: WantedPositions,
+        lone: LoneChunks | None = None,
+    ) -> None:
         self._model = model
         self._layers = layers
         self._pages = pages
         self._wanted = wanted
+        self._lone = lone
         self._function: Any = mx.compile(self._forward)
         self._cold = [(rows, length) for rows in GROUP_SIZES[::-1] for length in LENGTHS if _fits(rows, length)]
 
@@ -63,9 +76,11 @@ class PrefillStep:
         return row.start == 0 and row.samples and len(row.token_ids) <= LENGTHS[-1]
 
     def logits(self, rows: Sequence[PrefillRow]) -> Iterator[tuple[tuple[PrefillRow, ...], mx.array]]:
-        """Those rows that are better computed together, in groups, and the logits [rows, vocab] behind each group."""
-        for group in suffixes.groups(rows):
+        """Those rows that it computes, in groups, and the logits [rows, vocab] behind each group."""
+        together = suffixes.groups(rows)
+        for group in together:
             yield group, suffixes.logits(self._model, self._layers, self._pages, self._wanted, group)
+        yield from self._lone_logits(rows, {row.slot for group in together for row in group})
         ordered = sorted((row for row in rows if self.takes(row)), key=lambda row: len(row.token_ids))
         while ordered:
             num_rows = _group_size(ordered)
@@ -88,6 +103,14 @@ class PrefillStep:
             raise
         return True
 
+    def plan_one(self) -> bool:
+        """Have the attention of the next shape of long prompts planned; False if none is left.
+
+        Raises:
+            RuntimeError, ValueError: memory is short; nothing has changed, and no more will be planned.
+        """
+        return self._lone is not None and self._lone.plan_one()
+
     @property
     def num_cold(self) -> int:
         """Shapes not compiled yet."""
@@ -95,8 +118,18 @@ class PrefillStep:
 
     def close(self) -> None:
         """Drop the compiled function, which holds the model and its pools."""
-        self._function = None
+        self._function = self._lone = None
         self._cold.clear()
+
+    def _lone_logits(
+        self, rows: Sequence[PrefillRow], taken: set[int]
+    ) -> Iterator[tuple[tuple[PrefillRow, ...], mx.array]]:
+        """Those that nobody takes, whose slots are not in `taken`, one by one."""
+        if self._lone is None:
+            return
+        for row in rows:
+            if row.slot not in taken and not self.takes(row) and self._lone.takes(row):
+                yield (row,), self._lone.logits(row)
 
     def _run(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int = 0) -> mx.array:
         """Logits [padded rows, vocab]."""

@@ -53,10 +53,6 @@ from vllm_mlx.runner.scoring import PromptScorer
 
 log = get_logger("runner")
 
-MAX_UNPLANNED_SCORES = 1 << 21
-"""On CUDA, MLX's attention is planned by cuDNN for each shape anew, some 50 ms a shape, unless it gets its mask as an
-array. Chunks with at most so many scores per head gain nothing from a plan that could make up for that."""
-
 
 class MlxRunner:
     """A `Runner` over one loaded model. Every method belongs to the thread that built it."""
@@ -88,7 +84,7 @@ class MlxRunner:
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
         self._finished_at = 0.0
         self._holds_back = info.backend == "cpu"
-        self._plans_shapes = info.backend == "cuda"
+        self._adds_masks = info.backend == "cuda"  # there, booleans are converted in every layer
         self._held_back: Launched | None = None
 
     @property
@@ -344,9 +340,8 @@ class MlxRunner:
         """
         if self._is_batched:
             self._pages.ensure(max(itertools.chain(*tables), default=0))
-            num_tokens = token_ids.shape[1]
-            odd = self._plans_shapes and num_tokens * (start + num_tokens) <= MAX_UNPLANNED_SCORES
-            cache = self._single_views(slot, SinglePlace(start, num_tokens, tables, prefers_arrays=odd))
+            place = SinglePlace(start, token_ids.shape[1], tables, adds_masks=self._adds_masks)
+            cache = self._single_views(slot, place)
         else:
             cache = self._own[slot]
         logits: mx.array = self._model(token_ids, cache=cache)

@@ -39,7 +39,7 @@ class SharedPrefix:
         num_rows, size, num_groups = padded_count(rows), padded_size(rows), len(rows[0].tables)
         num_own = -(-(tail + size) // PAGE_SIZE)
         self.chunks = PaddedChunks(rows, num_rows=num_rows, length=size, num_groups=num_groups)
-        self.num_keys = _padded_keys((num_pages + num_rows * num_own) * PAGE_SIZE)
+        self.num_keys = padded_keys((num_pages + num_rows * num_own) * PAGE_SIZE)
         tables = np.zeros((num_groups, 1, self.num_keys // PAGE_SIZE), np.int32)
         for group, shared in enumerate(rows[0].tables):
             tables[group, 0, :num_pages] = shared[:num_pages]
@@ -110,7 +110,7 @@ def padded_size(rows: Sequence[PrefillRow]) -> int:
     return -(-max(len(row.token_ids) for row in rows) // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
 
 
-def _padded_keys(num_keys: int) -> int:
+def padded_keys(num_keys: int) -> int:
+    """Number of keys, padded."""
     multiple = max(MIN_KEYS_MULTIPLE, (1 << num_keys.bit_length() - 1) // KEYS_STEPS)
     return -(-num_keys // multiple) * multiple
-

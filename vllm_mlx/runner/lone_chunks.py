@@ -1,0 +1,173 @@
+"""Chunks that are computed alone where MLX's attention plans every shape anew (CUDA): they are given few shapes.
+
+A plan takes 60 to 90 ms, and is kept by the shapes and strides of all that attention is given. A chunk of the
+scheduler's own size behind as many such chunks as you like is what every long prompt begins with: it keeps its shape
+and the causal mask that attention knows by name, and its plans are made in idle time. Of all others, the tokens and the
+keys are padded to few lengths, and an array hides what is not to be seen. Padding comes last and is written to page 0.
+Layers with a window read no more than what it shows. That holds for models whose layers are all in pages that are not
+quantised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from vllm_mlx.core.step import PrefillRow
+from vllm_mlx.runner.geometry import PaddedChunks, additive
+from vllm_mlx.runner.head import WantedPositions
+from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
+from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
+from vllm_mlx.runner.shared_prefix import padded_keys
+
+SIZES = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Tokens of a padded chunk; beyond the last, multiples of it."""
+MAX_SCORES = 1 << 26
+"""Elements of a padded chunk's mask. Where there would be more, attention with an array takes longer than with the
+causal mask by as much as a plan costs."""
+MAX_PLANNED_START = 32768
+"""Full chunks behind more tokens are planned when they come."""
+
+
+class LoneChunk:
+    """Where a chunk's `size` tokens stand, padding included, and what they look at.
+
+    With `pads_keys` the keys that a layer gets are what its pages hold, then padding; without, they end with the chunk,
+    which must then end with a page.
+    """
+
+    def __init__(self, row: PrefillRow, *, size: int, pads_keys: bool) -> None:
+        assert pads_keys or (row.start + size) % PAGE_SIZE == 0
+        self.chunks = PaddedChunks([row], num_rows=1, length=size, num_groups=len(row.tables))
+        self.offset = row.start
+        self._row, self._size, self._pads_keys = row, size, pads_keys
+        self._tables: dict[tuple[int, int | None], mx.array] = {}
+        self._masks: dict[tuple[int | None, int | None, mx.Dtype], mx.array] = {}
+
+    def keys(self, window: int | None) -> tuple[int, int]:
+        """The first page that a layer with this window reads, and how many keys it gets."""
+        first = 0 if window is None else max(0, self.offset - window + 1) // PAGE_SIZE
+        num_keys = self.offset + self._size - first * PAGE_SIZE
+        return first, padded_keys(num_keys) if self._pads_keys else num_keys
+
+    def table(self, group: int, window: int | None) -> mx.array:
+        """The pages that these keys lie in, int32 [1, pages]; those that are only padding are page 0."""
+        if (group, window) not in self._tables:
+            first, num_keys = self.keys(window)
+            table = np.zeros((1, num_keys // PAGE_SIZE), np.int32)
+            own = self._row.tables[group][first : first + table.shape[1]]
+            table[0, : len(own)] = own
+            self._tables[group, window] = mx.array(table)
+        return self._tables[group, window]
+
+    def mask(self, window: int | None, *, read: int | None, dtype: mx.Dtype) -> mx.array | str:
+        """'causal', or what is added to the scores, [tokens, keys], for a layer that reads by the window `read`."""
+        if window is not None and self.offset + self._size <= window:
+            window = None
+        if window is None and not self._pads_keys:
+            return "causal"
+        if (window, read, dtype) not in self._masks:
+            first, num_keys = self.keys(read)
+            queries = self.offset + mx.arange(self._size)[:, None]
+            keys = first * PAGE_SIZE + mx.arange(num_keys)
+            seen = keys <= queries
+            seen = seen if window is None else seen & (keys > queries - window)
+            self._masks[window, read, dtype] = additive(seen, dtype)
+        return self._masks[window, read, dtype]
+
+
+class LoneChunkView:
+    """A paged layer's cache while such a chunk is computed."""
+
+    def __init__(self, pool: KernelPool, place: LoneChunk) -> None:
+        self._pool = pool
+        self._place = place
+        self.offset = place.offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write [1, heads, tokens, dim]; returns [1, heads, keys, dim], contiguous: plans are kept by strides, too."""
+        pool, place = self._pool, self._place
+        pool.write_slots(place.chunks.slots[pool.group], keys, values)
+        return pool.read_rows(place.table(pool.group, pool.window))
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """See LoneChunk. Models that ask for arrays of another kind are not served through pages on a GPU."""
+        assert not return_array
+        pool = self._pool
+        return self._place.mask(narrower(pool.window, window_size), read=pool.window, dtype=pool.dtype)
+
+
+class LoneChunks:
+    """Computes them, and plans in advance. `chunk_size` is the scheduler's, `max_tokens` a sequence's most."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: ModelLayers,
+        pages: KernelPages,
+        *,
+        wanted: WantedPositions,
+        chunk_size: int,
+        max_tokens: int,
+    ) -> None:
+        self._model = model
+        self._layers = layers
+        self._pages = pages
+        self._wanted = wanted
+        self._full = chunk_size // PAGE_SIZE * PAGE_SIZE
+        """Of a chunk that does not end its prompt: it goes up to a page boundary."""
+        self._unplanned = _full_starts(self._full, min(MAX_PLANNED_START, max_tokens - self._full))
+
+    def takes(self, row: PrefillRow) -> bool:
+        """Whether the chunk is better off with another shape, or has one that comes again."""
+        return self._is_full(row) or num_scores(row) <= MAX_SCORES
+
+    def logits(self, row: PrefillRow) -> mx.array:
+        """Logits [1, vocab] behind its last token."""
+        is_full = self._is_full(row)
+        size = self._full if is_full else padded_tokens(len(row.token_ids))
+        place = LoneChunk(row, size=size, pads_keys=not is_full)
+        with self._wanted.at(place.chunks.lasts):
+            views = self._layers.fold([LoneChunkView(pool, place) for pool in self._pages.pools])
+            return self._wanted.of(self._model(place.chunks.token_ids, cache=views))[:, 0]
+
+    def plan_one(self) -> bool:
+        """Run the next full chunk on padding alone, all of it in page 0, which plans its shape; False if none is left.
+
+        Raises:
+            RuntimeError, ValueError: memory is short; nothing has changed, and no more will be planned.
+        """
+        if not self._unplanned:
+            return False
+        start, token = self._unplanned.pop(0), self._pages.order.token
+        pages = (0,) * ((start + self._full) // PAGE_SIZE)
+        others = (pages,) * (self._pages.num_groups - 1)
+        try:
+            self.logits(PrefillRow(0, start, (0,) * self._full, pages, False, others))
+            mx.eval(self._pages.order.token)
+        except (RuntimeError, ValueError):
+            self._pages.order.token = token  # the new one may never be there
+            self._unplanned.clear()
+            raise
+        return True
+
+    def _is_full(self, row: PrefillRow) -> bool:
+        return len(row.token_ids) == self._full and row.start % self._full == 0
+
+
+def padded_tokens(count: int) -> int:
+    """Tokens of a chunk, padded."""
+    return next((size for size in SIZES if size >= count), -(-count // SIZES[-1]) * SIZES[-1])
+
+
+def num_scores(row: PrefillRow) -> int:
+    """Elements of its mask, if it is padded."""
+    size = padded_tokens(len(row.token_ids))
+    return size * padded_keys(row.start + size)
+
+
+def _full_starts(chunk_size: int, last: int) -> list[int]:
+    return list(range(0, last + 1, chunk_size)) if chunk_size else []
