@@ -5,8 +5,8 @@
 
 "causal" is the mask that attention knows by name, "added" an array of the scores' type, "boolean" an array of booleans.
 A backend that plans each shape shows in the first column, whatever the mask. Where "added" takes less again than
-"causal" the first time, a chunk whose shape will not come again is better off padded to one that will, with such a mask.
-All layers of a model are chained in one graph.
+"causal" the first time, a chunk whose shape will not come again is better off padded to one that will, with such a
+mask. All layers of a model are chained in one graph.
 """
 
 from __future__ import annotations

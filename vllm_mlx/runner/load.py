@@ -154,7 +154,7 @@ def _build_runner(
     from vllm_mlx.runner.compiled import CompiledSteps
     from vllm_mlx.runner.decode_step import DecodeStep
     from vllm_mlx.runner.kernel_pages import KernelPages
-    from vllm_mlx.runner.lone_chunks import LoneChunks
+    from vllm_mlx.runner.lone_chunks import LoneChunks, are_planned
     from vllm_mlx.runner.pages import GrowingPages
     from vllm_mlx.runner.prefill_step import PrefillStep
     from vllm_mlx.runner.runner import MlxRunner
@@ -176,7 +176,8 @@ def _build_runner(
     compiled = CompiledSteps(DecodeStep(model, layers, pages, max_rows=config.max_num_seqs, fused=fused))
     if not any(pool.rounds for pool in pages.pools):
         sizes = {"chunk_size": config.prefill_step_size, "max_tokens": info.max_model_len}
-        lone = LoneChunks(model, layers, pages, wanted=wanted, **sizes) if kernels.plans_attention else None
+        has_plans = kernels.plans_attention and are_planned(shapes)
+        lone = LoneChunks(model, layers, pages, wanted=wanted, **sizes) if has_plans else None
         compiled.prefill = PrefillStep(model, layers, pages, wanted=wanted, lone=lone)
     return build(pages=pages, compiled=compiled)
 

@@ -10,6 +10,7 @@ quantised.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from vllm_mlx.core.step import PrefillRow
 from vllm_mlx.runner.geometry import PaddedChunks, additive
 from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
-from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
+from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, ModelLayers, narrower
 from vllm_mlx.runner.shared_prefix import padded_keys
 
 SIZES = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -28,6 +29,8 @@ SIZES = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 MAX_SCORES = 1 << 26
 """Elements of a padded chunk's mask. Where there would be more, attention with an array takes longer than with the
 causal mask by as much as a plan costs."""
+MAX_PLANNED_DIM = 128
+"""Larger heads are not computed by cuDNN, and nothing is planned for them."""
 MAX_PLANNED_START = 32768
 """Full chunks behind more tokens are planned when they come."""
 
@@ -122,8 +125,11 @@ class LoneChunks:
         self._unplanned = _full_starts(self._full, min(MAX_PLANNED_START, max_tokens - self._full))
 
     def takes(self, row: PrefillRow) -> bool:
-        """Whether the chunk is better off with another shape, or has one that comes again."""
-        return self._is_full(row) or num_scores(row) <= MAX_SCORES
+        """Whether the chunk is better off with another shape, or has one that comes again.
+
+        A lone token is decoded, which needs no plan.
+        """
+        return self._is_full(row) or (len(row.token_ids) > 1 and num_scores(row) <= MAX_SCORES)
 
     def logits(self, row: PrefillRow) -> mx.array:
         """Logits [1, vocab] behind its last token."""
@@ -156,6 +162,11 @@ class LoneChunks:
 
     def _is_full(self, row: PrefillRow) -> bool:
         return len(row.token_ids) == self._full and row.start % self._full == 0
+
+
+def are_planned(shapes: Sequence[LayerShape]) -> bool:
+    """Whether any of a model's layers in pages has attention that is planned, where the backend plans at all."""
+    return any(max(shape.key_dim, shape.value_dim) <= MAX_PLANNED_DIM for shape in shapes)
 
 
 def padded_tokens(count: int) -> int:
