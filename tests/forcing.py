@@ -73,10 +73,16 @@ class Scripts:
 
 
 class Loop:
-    """Scheduler and runner in the order of the engine loop, on the calling thread; all steps are kept."""
+    """Scheduler and runner in an order of the engine loop, on the calling thread; all steps are kept.
 
-    def __init__(self, runner: Runner, config: Config, *, end: int, chunked: bool = True) -> None:
+    With `collects_first`, steps are launched with their masks.
+    """
+
+    def __init__(
+        self, runner: Runner, config: Config, *, end: int, chunked: bool = True, collects_first: bool = False
+    ) -> None:
         self.runner = runner
+        self.collects_first = collects_first
         info = msgspec.structs.replace(runner.info, chunked_decode=runner.info.chunked_decode and chunked)
         self.constraints = Constraints(lambda size: Scripts(size, end=end), vocab_size=info.vocab_size)
         self.scheduler = Scheduler(info, config, constraints=self.constraints, clock=lambda: 0.0)
@@ -85,21 +91,28 @@ class Loop:
         self.outputs: list[Output] = []
 
     def round(self) -> None:
-        """Sample, plan, launch, collect, prepare masks."""
+        """Sample, plan, launch, collect, prepare masks; or plan, collect, prepare masks, launch with them."""
         if self.constraints.has_prepared:
             self.runner.sample(self.in_flight, self.constraints.masks)
         step = self.scheduler.plan()
-        launched = self.runner.launch(step) if step is not None else None
         if step is not None:
             self.steps.append(step)
+        if step is not None and self.collects_first:
+            self._collect()
+            self.in_flight = self.runner.launch(step, self.constraints.masks)
+        else:
+            launched = self.runner.launch(step) if step is not None else None
+            self._collect()
+            self.in_flight = launched
+        self.outputs += self.scheduler.take_outputs()
+
+    def _collect(self) -> None:
         if self.in_flight is not None:
             self.scheduler.commit(self.runner.collect(self.in_flight))
-        self.in_flight = launched
         self.scheduler.check()
         uncommitted = self.scheduler.uncommitted
         if uncommitted is not None and uncommitted.constrained:
             self.constraints.prepare(uncommitted.step.constrained, uncommitted.constrained)
-        self.outputs += self.scheduler.take_outputs()
 
     def run(self, *submits: Submit) -> dict[str, tuple[int, ...]]:
         """The tokens of each sequence."""

@@ -23,10 +23,12 @@ VOCAB_SIZE = 100
 END, STUCK = 1, 98
 
 
-@pytest.fixture(params=[False, True], ids=["launches-first", "collects-first"], autouse=True)
+@pytest.fixture(params=["launches first", "collects first", "collects and makes masks first"], autouse=True)
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of launching a step and waiting for the one before: it changes no token."""
-    monkeypatch.setattr(Overlap, "observe", lambda self, *_: setattr(self, "collects_first", request.param))
+    """Of launching a step, making its masks, and waiting for the one before: it changes no token."""
+    collects_first = request.param != "launches first"
+    monkeypatch.setattr(Overlap, "observe", lambda self, *_: setattr(self, "collects_first", collects_first))
+    monkeypatch.setattr(Overlap, "makes_masks_first", lambda *_: "masks" in request.param)
 
 
 class Counter:

@@ -74,9 +74,9 @@ class Recorder(FakeRunner):
         super().__init__(**options)
         self.calls = calls
 
-    def launch(self, step: Step) -> Any:
+    def launch(self, step: Step, masks: Any = None) -> Any:
         self.calls.append(f"launch {step.number}")
-        return super().launch(step)
+        return super().launch(step, masks)
 
     def collect(self, handle: Any) -> StepResult:
         result = super().collect(handle)
@@ -239,10 +239,10 @@ def test_any_other_error_while_loading_is_told(logged: pytest.LogCaptureFixture)
 @pytest.mark.parametrize("where", ["launch", "collect"])
 def test_failed_step_ends_the_engine(where: str, logged: pytest.LogCaptureFixture) -> None:
     class Failing(FakeRunner):
-        def launch(self, step: Step) -> Any:
+        def launch(self, step: Step, masks: Any = None) -> Any:
             if where == "launch" and step.number == 2:
                 raise RuntimeError("device lost")
-            return super().launch(step)
+            return super().launch(step, masks)
 
         def collect(self, handle: Any) -> StepResult:
             result = super().collect(handle)

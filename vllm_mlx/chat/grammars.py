@@ -74,9 +74,10 @@ class TokenGrammars:
         inner = [matcher.inner for matcher in matchers if isinstance(matcher, TokenMatcher)]
         words = self._fill(inner)
         cut = words[:, : self._num_words]
+        allowing: list[bool] = np.any(cut, axis=1).tolist()
         problems = tuple(
-            _reason(matcher) if matcher.is_error() else None if row.any() else "it allows no token here."
-            for matcher, row in zip(inner, cut, strict=True)
+            _reason(matcher) if matcher.is_error() else None if allows else "it allows no token here."
+            for matcher, allows in zip(inner, allowing, strict=True)
         )
         return bytearray(cut.tobytes()), problems
 

@@ -247,15 +247,16 @@ class Runner(Protocol):
         """Facts about the loaded model."""
         ...
 
-    def launch(self, step: Step) -> Any:
+    def launch(self, step: Step, masks: Callable[[], TokenMasks] | None = None) -> Any:
         """Start a step without waiting for it; returns a handle for `collect`, never None.
 
-        A step with constrained slots is computed up to its logits: `sample` must follow before the next launch.
+        `masks` waits for the masks of the constrained slots: it is called at most once, as late as it can be. Without
+        it, a step that has such slots is computed up to its logits: `sample` must follow before the next launch.
         """
         ...
 
     def sample(self, handle: Any, masks: Callable[[], TokenMasks]) -> None:
-        """Choose the tokens of a launched step that has constrained slots; does not wait for them.
+        """Choose the tokens of a step launched without the masks of its constrained slots; does not wait for them.
 
         Called once, for the step launched last. `masks` waits for the masks: it is called when there is nothing else
         to do for this step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,8 @@ class Constraint:
     ) -> None:
         """`built`: its grammar's matcher, at the end of `output`; None if it has no grammar. See `grammar_yields`."""
         self._built = built
+        self._matcher: Matcher | None = None
+        """Its grammar's, once it is known to be built."""
         self._yields = yields
         self._rules = rules
         self._last = deque(output, maxlen=rules.num_remembered)
@@ -48,14 +51,16 @@ class Constraint:
     def problem(self) -> str | None:
         """Why the sequence cannot go on; None while it can."""
         built = self._built
-        if self._problem is None and built is not None and built.done() and (error := built.exception()) is not None:
+        if self._problem or self._matcher is not None or built is None or not built.done():
+            return self._problem
+        if (error := built.exception()) is not None:
             self.fail(str(error))
         return self._problem
 
     def fail(self, reason: str) -> None:
         """It cannot be followed any further; a grammar that yields is dropped."""
         if self._yields and self._built is not None:
-            self._built = None
+            self._built = self._matcher = None
             log.warning("tool calls of an answer are not held to their schemas: %s", reason)
             return
         subject = "The lists of tokens" if self._built is None else "The grammar"
@@ -69,13 +74,14 @@ class Constraint:
 
     def advance(self, token_ids: Sequence[int]) -> Matcher | None:
         """Take more output; returns the matcher, if there is a grammar. Raises GrammarError."""
-        matcher = None if self._built is None else self._built.result()[1]
+        if self._matcher is None and self._built is not None:
+            self._matcher = self._built.result()[1]
         if token_ids:
-            if matcher is not None:
-                matcher.advance(token_ids)
+            if self._matcher is not None:
+                self._matcher.advance(token_ids)
             self.num_taken += len(token_ids)
             self._last.extend(token_ids)
-        return matcher
+        return self._matcher
 
     def force(self, matcher: Matcher | None, row: bytes, *, vocab_size: int) -> None:
         """Note what must follow the token that `row` allows, if it is the only one.
@@ -84,7 +90,7 @@ class Constraint:
         model does not: these are left to a mask, too.
         """
         self.forced = ()
-        if matcher is None or self._problem or row.count(0) < len(row) - 1:
+        if matcher is None or self._problem or len(row.strip(b"\0")) > 1:
             return
         if not self._rules.are_silent(num_output=self.num_taken):
             return
@@ -140,7 +146,10 @@ class Constraints:
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._prepared: Future[bytes] | None = None
+        self._jobs: Sequence[tuple[Constraint, tuple[int, ...]]] = ()
         self._slots: tuple[int, ...] = ()
+        self.work_s = 0.0
+        """How long it took to work out the last masks."""
 
     def begin(self, sampling: SamplingParams, output: Sequence[int]) -> Constraint:
         """Start to build what limits a sequence that has this output already."""
@@ -154,8 +163,8 @@ class Constraints:
     def prepare(self, slots: tuple[int, ...], sequences: Sequence[Constrained]) -> None:
         """Start to work out which tokens may come next in these slots, for sequences all of whose tokens are known."""
         self._slots = slots
-        jobs = [(each.constraint, tuple(_untaken(each))) for each in sequences if each.constraint is not None]
-        self._prepared = self._worker.submit(self._work, jobs)
+        self._jobs = [(each.constraint, tuple(_untaken(each))) for each in sequences if each.constraint is not None]
+        self._prepared = self._worker.submit(self._work, self._jobs)
 
     @property
     def has_prepared(self) -> bool:
@@ -163,10 +172,10 @@ class Constraints:
         return self._prepared is not None
 
     def masks(self) -> TokenMasks:
-        """Wait for what was prepared, and take it."""
+        """Wait for what was prepared, and take it; if no thread has begun with it, it is done here."""
         prepared, self._prepared = self._prepared, None
         assert prepared is not None, "nothing was prepared"
-        return TokenMasks(self._slots, prepared.result())
+        return TokenMasks(self._slots, self._work(self._jobs) if prepared.cancel() else prepared.result())
 
     def __enter__(self) -> Self:
         return self
@@ -183,6 +192,7 @@ class Constraints:
 
     def _work(self, jobs: Sequence[tuple[Constraint, tuple[int, ...]]]) -> bytes:
         """One row for each job; rows of constraints that have failed allow everything: their tokens are dropped."""
+        begun = time.monotonic()
         matchers: list[Matcher | None] = []
         for constraint, token_ids in jobs:
             try:
@@ -194,7 +204,9 @@ class Constraints:
         for (constraint, _), matcher, row in zip(jobs, matchers, self._grammar_rows(matchers), strict=True):
             made.append(self._row(constraint, row))
             constraint.force(matcher, made[-1], vocab_size=self._vocab_size)
-        return b"".join(made)
+        rows = b"".join(made)
+        self.work_s = time.monotonic() - begun
+        return rows
 
     def _grammar_rows(self, matchers: Sequence[Matcher | None]) -> list[bytes | str]:
         """What grammars allow, or what went wrong; all tokens where there is none."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError, ModelError
-from vllm_mlx.core.grammar import GrammarsFactory
+from vllm_mlx.core.grammar import GrammarsFactory, TokenMasks
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import (
     Abort,
@@ -134,13 +135,15 @@ class Engine:
             self._tell()
 
     def _round(self) -> None:
-        is_constrained, begun = self._constraints.has_prepared, time.monotonic()
+        begun = time.monotonic()
         self._sample()
         step = self._scheduler.plan()
+        is_constrained = step is not None and bool(step.constrained)
         if is_constrained and self._overlap.collects_first:
             waited_s = self._collect()
             self._prepare_masks()
-            self._in_flight = self._launch(step)
+            are_first = self._overlap.makes_masks_first(self._constraints.work_s)
+            self._in_flight = self._launch(step, masks=self._constraints.masks if are_first else None)
         else:
             launched = self._launch(step)
             waited_s = self._collect()
@@ -167,16 +170,16 @@ class Engine:
                     return False
         return True
 
-    def _launch(self, step: Step | None) -> Any:
-        """Start the next step; its handle, or None if nothing can be computed now."""
+    def _launch(self, step: Step | None, *, masks: Callable[[], TokenMasks] | None = None) -> Any:
+        """Start the next step; its handle, or None if nothing can be computed now. See `Runner.launch`."""
         if step is None:
             return None
         self._is_resting = False
         self.step_started_at = self.step_started_at or time.monotonic()
-        return self._runner.launch(step)
+        return self._runner.launch(step, masks)
 
     def _sample(self) -> None:
-        """Have the tokens of the step in flight chosen, if grammars have a say in that."""
+        """Have the tokens of the step in flight chosen, if it was launched without its masks."""
         if self._constraints.has_prepared:
             self._runner.sample(self._in_flight, self._constraints.masks)
 

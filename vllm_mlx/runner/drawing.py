@@ -80,6 +80,13 @@ def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int]) -> Draws:
     }
 
 
+def without_forbidden(logits: mx.array, words: mx.array) -> mx.array:
+    """Float32 logits [rows, vocab] without the tokens that the masks uint32 [rows, words] do not allow."""
+    bits = words[:, :, None] & mx.left_shift(mx.array(1, mx.uint32), mx.arange(32, dtype=mx.uint32))
+    allowed = (bits != 0).reshape(words.shape[0], -1)[:, : logits.shape[-1]]
+    return mx.where(allowed, logits, NEGATIVE_INFINITY)
+
+
 def choose(drawing: Drawing, logits: mx.array, draws: Draws, *, positions: mx.array) -> mx.array:
     """The best token of greedy rows, a draw for the others; int32 [rows].
 

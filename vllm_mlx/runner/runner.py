@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,7 @@ from vllm_mlx.runner.rows import (
     batch_layers,
     fresh_singles,
 )
-from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
+from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler, mask_words
 from vllm_mlx.runner.scoring import PromptScorer
 
 log = get_logger("runner")
@@ -92,7 +93,7 @@ class MlxRunner:
         """Facts about the loaded model."""
         return self._info
 
-    def launch(self, step: Step) -> Launched:
+    def launch(self, step: Step, masks: Callable[[], TokenMasks] | None = None) -> Launched:
         """Build the step's graph and start it; on a CPU, start the step before and hold this one back.
 
         On a CPU a start blocks until all but the last few operations are done. Started here, a step would make the
@@ -106,14 +107,15 @@ class MlxRunner:
         self._pages.copy(step.copies)
         self._take_slots(step)
         self._checkpoints.drop(step.dropped)
-        sampled, order, logits = self._decode(step.decodes, is_constrained=bool(step.constrained))
+        masks = functools.cache(masks) if masks and step.constrained else None
+        sampled, order, logits = self._decode(step, masks)
         for rows, last in self._prefill(step.prefills):
             if rows[-1].samples:
                 order += [SampledRow(row.slot, row.start + len(row.token_ids)) for row in rows]
                 logits.append(last)
         unsampled = [Unsampled(logits, order[-sum(part.shape[0] for part in logits) :])] if logits else []
-        if not step.constrained:
-            sampled += [self._sample(rows) for rows in unsampled]
+        if masks or not step.constrained:
+            sampled += [self._sample(rows, masks() if masks else None) for rows in unsampled]
             unsampled.clear()
         kept = [*self._take_checkpoints(step), *imported]
         slots = tuple(row.slot for row in order)
@@ -133,7 +135,7 @@ class MlxRunner:
         return launched
 
     def sample(self, handle: Launched, masks: Callable[[], TokenMasks]) -> None:
-        """Choose the tokens of a step with constrained slots, and start that; see `Runner`.
+        """Choose the tokens of a step that was launched without its masks, and start that; see `Runner`.
 
         The step is started first, so that on a CPU, too, it runs while the masks are worked out.
         """
@@ -295,22 +297,23 @@ class MlxRunner:
                 yield (row,), logits[:, -1]
 
     def _decode(
-        self, rows: Sequence[DecodeRow], *, is_constrained: bool
+        self, step: Step, masks: Callable[[], TokenMasks] | None
     ) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
         """Tokens of the decoding rows, or what they must still be sampled from, and the order of the rows."""
+        rows = step.decodes
         if not rows:
             return [], [], []
         for row in rows:
             if row.token_id is not None:
                 self._sampler.append(row.slot, row.token_id)
         order = [SampledRow(row.slot, row.position + 1) for row in rows if row.samples]
-        if (step := self._compiled.decode) is not None:
-            is_plain = not is_constrained and all(row.samples and row.token_id is None for row in rows)
-            compiled = self._sampler.compiled(order, num_rows=step.size(len(rows))) if is_plain else None
+        if (function := self._compiled.decode) is not None:
+            is_plain = (masks or not step.constrained) and all(row.samples and row.token_id is None for row in rows)
+            compiled = self._sampler.compiled(order, num_rows=function.size(len(rows))) if is_plain else None
             if compiled is None:
-                return [], order, sampled_only(step.logits(rows, self._last_tokens), rows)
-            drawing, draws = compiled
-            tokens, self._last_tokens = step.tokens(rows, self._last_tokens, drawing=drawing, draws=draws)
+                return [], order, sampled_only(function.logits(rows, self._last_tokens), rows)
+            words = (lambda size: mask_words(masks(), order, num_rows=size)) if masks else None
+            tokens, self._last_tokens = function.tokens(rows, self._last_tokens, *compiled, words=words)
             return [Sampled(tokens, num_rows=len(rows))], order, []
         ordered, logits = self._decode_eagerly(rows)
         order = [SampledRow(row.slot, row.position + 1) for row in ordered if row.samples]

@@ -17,7 +17,18 @@ import numpy as np
 from vllm_mlx.core.grammar import TokenMasks
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import NewSequence, TokenLogprobs
-from vllm_mlx.runner.drawing import NEGATIVE_INFINITY, Drawing, Draws, choose, compiled_drawing, draws_of
+from vllm_mlx.runner.drawing import (
+    NEGATIVE_INFINITY,
+    Drawing,
+    Draws,
+    choose,
+    compiled_drawing,
+    draws_of,
+    without_forbidden,
+)
+
+Words = np.ndarray[Any, np.dtype[np.uint32]]
+"""Masks, [rows, words]: bit i of word w allows token 32 w + i."""
 
 PADDING = SamplingParams(temperature=0.0)
 """Of rows that are there for the shape's sake."""
@@ -120,14 +131,14 @@ class Sampler:
         positions = mx.array([row.position for row in rows], dtype=mx.uint32)
         preset = compiled_drawing(drawing)
         if self._compiles and masks is not None and preset is not None and self._are_plain(rows):
-            words = mx.array(_words(masks, rows))
+            words = mx.array(mask_words(masks, rows, num_rows=len(rows)))
             return Sampled(self._masked(preset)(logits, words, draws, positions), len(rows))
         slots = [self._slots[row.slot] for row in rows]
         logits = raw = logits.astype(mx.float32)
         logits = self._penalised(logits, slots)
         logits = _biased(logits, slots, rows)
         if masks is not None:
-            logits = _without(logits, mx.array(_words(masks, rows)))
+            logits = without_forbidden(logits, mx.array(mask_words(masks, rows, num_rows=len(rows))))
         tokens = choose(drawing, logits, draws, positions=positions)
         for i, slot in enumerate(slots):
             if slot.counts is not None:
@@ -150,7 +161,8 @@ class Sampler:
         if drawing not in self._functions:
 
             def forward(logits: mx.array, words: mx.array, draws: Draws, positions: mx.array) -> mx.array:
-                return choose(drawing, _without(logits.astype(mx.float32), words), draws, positions=positions)
+                logits = without_forbidden(logits.astype(mx.float32), words)
+                return choose(drawing, logits, draws, positions=positions)
 
             self._functions[drawing] = mx.compile(forward)
         return self._functions[drawing]
@@ -181,6 +193,20 @@ class Sampler:
         return logits - counts * frequency - (counts > 0) * presence
 
 
+def mask_words(masks: TokenMasks, rows: Sequence[SampledRow], *, num_rows: int) -> Words:
+    """Each row's mask, [num_rows, words]; rows without one, and padding, may take all tokens."""
+    words = np.frombuffer(masks.words, dtype="<u4").reshape(len(masks.slots), -1)
+    slots = tuple(row.slot for row in rows)
+    if slots == masks.slots and num_rows == len(slots):
+        return words
+    index = {slot: i for i, slot in enumerate(masks.slots)}
+    all_words = np.full((num_rows, words.shape[1]), 0xFFFFFFFF, np.uint32)
+    for i, slot in enumerate(slots):
+        if slot in index:
+            all_words[i] = words[index[slot]]
+    return all_words
+
+
 def _biased(logits: mx.array, slots: Sequence[_Slot], rows: Sequence[SampledRow]) -> mx.array:
     """Add logit_bias; forbid stop tokens before min_tokens."""
     for i, (slot, row) in enumerate(zip(slots, rows, strict=True)):
@@ -191,27 +217,6 @@ def _biased(logits: mx.array, slots: Sequence[_Slot], rows: Sequence[SampledRow]
         if slot.stop_ids is not None and row.position - slot.num_prompt < slot.params.min_tokens:
             logits = logits.at[i, slot.stop_ids].add(NEGATIVE_INFINITY)
     return logits
-
-
-def _words(masks: TokenMasks, rows: Sequence[SampledRow]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """Each row's mask, [rows, words]; rows without one may take all tokens."""
-    words = np.frombuffer(masks.words, dtype="<u4").reshape(len(masks.slots), -1)
-    slots = tuple(row.slot for row in rows)
-    if slots == masks.slots:
-        return words
-    index = {slot: i for i, slot in enumerate(masks.slots)}
-    all_words = np.full((len(rows), words.shape[1]), 0xFFFFFFFF, np.uint32)
-    for i, slot in enumerate(slots):
-        if slot in index:
-            all_words[i] = words[index[slot]]
-    return all_words
-
-
-def _without(logits: mx.array, words: mx.array) -> mx.array:
-    """Float32 logits [rows, vocab] without the tokens that the masks uint32 [rows, words] do not allow."""
-    bits = words[:, :, None] & mx.left_shift(mx.array(1, mx.uint32), mx.arange(32, dtype=mx.uint32))
-    allowed = (bits != 0).reshape(words.shape[0], -1)[:, : logits.shape[-1]]
-    return mx.where(allowed, logits, NEGATIVE_INFINITY)
 
 
 def _logprobs(raw: mx.array, tokens: mx.array, slots: Sequence[_Slot]) -> _LazyLogprobs | None:

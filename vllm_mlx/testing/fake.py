@@ -108,7 +108,7 @@ class FakeRunner:
         """Slots that hold a sequence now."""
         return tuple(sorted(self._slots))
 
-    def launch(self, step: Step) -> Any:
+    def launch(self, step: Step, masks: Callable[[], TokenMasks] | None = None) -> Any:
         """Carry out a step. Raises ContractError if it breaks a promise."""
         expect(not self._is_closed, "a step after close()")
         is_waiting = bool(self._launched) and not self._launched[-1].is_sampled
@@ -145,6 +145,8 @@ class FakeRunner:
         self._check_constrained(handle)
         if not step.constrained:
             self._choose(handle, {})
+        elif masks is not None:
+            self.sample(handle, masks)
         return handle
 
     def sample(self, handle: Any, masks: Callable[[], TokenMasks]) -> None:
