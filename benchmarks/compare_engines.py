@@ -284,6 +284,8 @@ def main(argv: Sequence[str]) -> None:
             )
             if (figures := measure_in_child(job)) is not None:
                 comparison.figures.setdefault(scenario, {})[engine] = figures
+                step_ms, tokens_per_s = figures.decode_step_ms, figures.decode_tokens_per_s
+                print(f"{scenario}: {engine}: {step_ms:.2f} ms, {tokens_per_s:.1f} tok/s", file=sys.stderr, flush=True)
     print_tables(comparison, scenarios)
     if given.output is not None:
         results = {"figures": comparison.figures, "prototype": comparison.prototype}
