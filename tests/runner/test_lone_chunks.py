@@ -95,11 +95,37 @@ def test_few_shapes_serve_all_chunks() -> None:
         first, num_keys = chunk.keys(1024)
         assert first * 32 <= max(0, start - 1023)
         assert first * 32 + num_keys >= start + count
-        if start >= 1024:
+        if start >= 1024 + 32:
             of_window.add((padded_tokens(count), num_keys))
     assert len({size for size, _ in shapes}) <= 11
-    assert len({num_keys for _, num_keys in shapes}) <= 41
-    assert len(of_window) <= 2 * 11
+    assert len({num_keys for _, num_keys in shapes}) <= 25
+    assert len(of_window) <= 11
+
+
+def test_what_is_planned_is_what_chunks_need() -> None:
+    lone = LoneChunks(None, None, None, wanted=None, chunk_size=2048, max_tokens=1 << 17)
+    assert len(lone._unplanned) == len(set(lone._unplanned)) < 256
+    planned = {shape_of(start, size, size=size, pads_keys=pads_keys) for start, size, pads_keys in lone._unplanned}
+    draw = random.Random(0)
+    for _ in range(200):
+        count = draw.randrange(2, 513)
+        size = padded_tokens(count)
+        assert shape_of(draw.randrange(32768 - size), count, size=size, pads_keys=True) in planned
+    small = LoneChunks(None, None, None, wanted=None, chunk_size=64, max_tokens=1 << 17)
+    assert len(small._unplanned) <= len(lone._unplanned)
+    assert not LoneChunks(None, None, None, wanted=None, chunk_size=64, max_tokens=31)._unplanned
+
+
+def shape_of(start: int, count: int, **shape: Any) -> tuple[int, ...]:
+    """What plans are kept by: tokens, and keys of layers without a window, with a short one and with a long one."""
+    chunk = LoneChunk(PrefillRow(0, start, (1,) * count, (0,) * (1 + (start + count) // 32), True), **shape)
+    return shape["size"], *(chunk.keys(window)[1] for window in (None, 128, 4096))
+
+
+def test_chunks_at_the_end_of_the_context_keep_their_shapes() -> None:
+    lone = LoneChunks(None, None, None, wanted=None, chunk_size=2048, max_tokens=4096)
+    assert lone.takes(PrefillRow(0, 4000, (1,) * 60, (), True))
+    assert not lone.takes(PrefillRow(0, 4000, (1,) * 70, (), True)), "padding has positions that no model may know"
 
 
 def test_chunks_with_huge_masks_keep_their_shapes() -> None:
@@ -127,7 +153,8 @@ def test_planning_ends_and_touches_no_page_in_use(open_runner: Open, chunks: lis
     del chunks[:]
     while runner.idle():
         pass
-    assert chunks == [(start, 64, start + 64) for start in (0, 64, 128, 192)]
+    padded = [(256 - size, size, 256) for size in (32, 64, 128, 192, 256)]
+    assert chunks == [*((start, 64, start + 64) for start in (0, 64, 128, 192)), *padded]
     for kept, array in zip(before, pool_arrays(runner), strict=True):
         assert mx.array_equal(kept[:, 1:], array[:, 1:])
     assert_same(run(runner, [again], config=config), {"again": expected})

@@ -2,16 +2,16 @@
 
 A plan takes 60 to 90 ms, and is kept by the shapes and strides of all that attention is given. A chunk of the
 scheduler's own size behind as many such chunks as you like is what every long prompt begins with: it keeps its shape
-and the causal mask that attention knows by name, and its plans are made in idle time. Of all others, the tokens and the
-keys are padded to few lengths, and an array hides what is not to be seen. Padding comes last and is written to page 0.
-Layers with a window read no more than what it shows. That holds for models whose layers are all in pages that are not
-quantised.
+and the causal mask that attention knows by name. Of all others, the tokens and the keys are padded to few lengths, and
+an array hides what is not to be seen. Padding comes last and is written to page 0. Layers with a window read little
+more than what it shows. Plans are made in idle time, for full chunks and for short ones. That holds for models whose
+layers are all in pages that are not quantised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,8 +31,21 @@ MAX_SCORES = 1 << 26
 causal mask by as much as a plan costs."""
 MAX_PLANNED_DIM = 128
 """Larger heads are not computed by cuDNN, and nothing is planned for them."""
+KEYS_STEPS = 4
+"""Keys are padded to one of so many lengths from a power of two to the next."""
 MAX_PLANNED_START = 32768
-"""Full chunks behind more tokens are planned when they come."""
+MAX_PLANNED_FULL = 16
+MAX_PLANNED_SIZE = 512
+"""What is planned in advance: full chunks behind so many tokens, or so many full ones, and padded ones of such a size
+with so many keys. They are fewer than the 256 plans that MLX keeps."""
+
+
+class Shape(NamedTuple):
+    """All that plans of a chunk depend on."""
+
+    start: int
+    size: int
+    pads_keys: bool
 
 
 class LoneChunk:
@@ -53,8 +66,13 @@ class LoneChunk:
     def keys(self, window: int | None) -> tuple[int, int]:
         """The first page that a layer with this window reads, and how many keys it gets."""
         first = 0 if window is None else max(0, self.offset - window + 1) // PAGE_SIZE
-        num_keys = self.offset + self._size - first * PAGE_SIZE
-        return first, padded_keys(num_keys) if self._pads_keys else num_keys
+        end = self.offset + self._size
+        if not self._pads_keys:
+            return first, end - first * PAGE_SIZE
+        # Wherever in a page the window begins, it is one shape.
+        return first, padded_keys(
+            end if window is None else min(end, self._size + window + PAGE_SIZE), steps=KEYS_STEPS
+        )
 
     def table(self, group: int, window: int | None) -> mx.array:
         """The pages that these keys lie in, int32 [1, pages]; those that are only padding are page 0."""
@@ -122,37 +140,41 @@ class LoneChunks:
         self._wanted = wanted
         self._full = chunk_size // PAGE_SIZE * PAGE_SIZE
         """Of a chunk that does not end its prompt: it goes up to a page boundary."""
-        self._unplanned = _full_starts(self._full, min(MAX_PLANNED_START, max_tokens - self._full))
+        self._max_tokens = max_tokens
+        self._unplanned = [shape for shape in _first_shapes(self._full) if shape.start + shape.size <= max_tokens]
 
     def takes(self, row: PrefillRow) -> bool:
         """Whether the chunk is better off with another shape, or has one that comes again.
 
-        A lone token is decoded, which needs no plan.
+        A lone token is decoded, which needs no plan. Padding must not go beyond the positions that the model knows.
         """
-        return self._is_full(row) or (len(row.token_ids) > 1 and num_scores(row) <= MAX_SCORES)
+        fits = row.start + padded_tokens(len(row.token_ids)) <= self._max_tokens and num_scores(row) <= MAX_SCORES
+        return self._is_full(row) or (len(row.token_ids) > 1 and fits)
 
     def logits(self, row: PrefillRow) -> mx.array:
         """Logits [1, vocab] behind its last token."""
         is_full = self._is_full(row)
         size = self._full if is_full else padded_tokens(len(row.token_ids))
-        place = LoneChunk(row, size=size, pads_keys=not is_full)
+        return self._logits_at(LoneChunk(row, size=size, pads_keys=not is_full))
+
+    def _logits_at(self, place: LoneChunk) -> mx.array:
         with self._wanted.at(place.chunks.lasts):
             views = self._layers.fold([LoneChunkView(pool, place) for pool in self._pages.pools])
             return self._wanted.of(self._model(place.chunks.token_ids, cache=views))[:, 0]
 
     def plan_one(self) -> bool:
-        """Run the next full chunk on padding alone, all of it in page 0, which plans its shape; False if none is left.
+        """Run the next shape on padding alone, all of it in page 0, which plans it; False if none is left.
 
         Raises:
             RuntimeError, ValueError: memory is short; nothing has changed, and no more will be planned.
         """
         if not self._unplanned:
             return False
-        start, token = self._unplanned.pop(0), self._pages.order.token
-        pages = (0,) * ((start + self._full) // PAGE_SIZE)
-        others = (pages,) * (self._pages.num_groups - 1)
+        (start, size, pads_keys), token = self._unplanned.pop(0), self._pages.order.token
+        pages = (0,) * ((start + size) // PAGE_SIZE)
+        row = PrefillRow(0, start, (0,) * size, pages, False, (pages,) * (self._pages.num_groups - 1))
         try:
-            self.logits(PrefillRow(0, start, (0,) * self._full, pages, False, others))
+            self._logits_at(LoneChunk(row, size=size, pads_keys=pads_keys))
             mx.eval(self._pages.order.token)
         except (RuntimeError, ValueError):
             self._pages.order.token = token  # the new one may never be there
@@ -177,8 +199,16 @@ def padded_tokens(count: int) -> int:
 def num_scores(row: PrefillRow) -> int:
     """Elements of its mask, if it is padded."""
     size = padded_tokens(len(row.token_ids))
-    return size * padded_keys(row.start + size)
+    return size * padded_keys(row.start + size, steps=KEYS_STEPS)
 
 
-def _full_starts(chunk_size: int, last: int) -> list[int]:
-    return list(range(0, last + 1, chunk_size)) if chunk_size else []
+def _first_shapes(full: int) -> Iterator[Shape]:
+    """Those that are planned in advance; first of all long prompts' `full` chunks."""
+    last = min(MAX_PLANNED_START, MAX_PLANNED_FULL * full)
+    for start in range(0, last + 1, full) if full else ():
+        yield Shape(start, full, pads_keys=False)
+    num_keys = 0
+    while (num_keys := padded_keys(num_keys + 1, steps=KEYS_STEPS)) <= MAX_PLANNED_START:
+        for size in SIZES:
+            if size <= min(num_keys, MAX_PLANNED_SIZE):
+                yield Shape(num_keys - size, size, pads_keys=True)

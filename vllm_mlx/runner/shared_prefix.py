@@ -110,7 +110,7 @@ def padded_size(rows: Sequence[PrefillRow]) -> int:
     return -(-max(len(row.token_ids) for row in rows) // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
 
 
-def padded_keys(num_keys: int) -> int:
-    """Number of keys, padded."""
-    multiple = max(MIN_KEYS_MULTIPLE, (1 << num_keys.bit_length() - 1) // KEYS_STEPS)
+def padded_keys(num_keys: int, *, steps: int = KEYS_STEPS) -> int:
+    """Number of keys, padded: to one of so many steps from a power of two to the next."""
+    multiple = max(MIN_KEYS_MULTIPLE, (1 << num_keys.bit_length() - 1) // steps)
     return -(-num_keys // multiple) * multiple
