@@ -27,7 +27,7 @@ import httpx
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "peers")]
 
-from prefix_servers import REQUEST_TIMEOUT_S, Answered, Served, ask, events, long_text, running  # noqa: E402
+from prefix_servers import Answered, Served, ask, events, long_text, running  # noqa: E402
 from run import find_uv, say  # noqa: E402
 from servers import OURS, SERVERS, Installation, Unusable, install  # noqa: E402
 from serving import float32_demo  # noqa: E402
@@ -41,7 +41,11 @@ MARK = {"cache_control": {"type": "ephemeral"}}
 
 
 def ask_messages(served: Served, conversation: Conversation) -> Answered:
-    """The same conversation through Anthropic's API."""
+    """The same conversation through Anthropic's API.
+
+    Our stream begins with the first token. Its first text may come later, or never: white space alone begins no block,
+    and models with random weights say little else.
+    """
     system, *others = conversation
     *before, last = others
     body = {
@@ -53,16 +57,14 @@ def ask_messages(served: Served, conversation: Conversation) -> Answered:
         "stream": True,
     }
     begun, first, usage, text = time.perf_counter(), None, {}, ""
-    with httpx.stream("POST", f"{served.url}/v1/messages", json=body, timeout=REQUEST_TIMEOUT_S) as response:
+    with served.client.stream("POST", f"{served.url}/v1/messages", json=body) as response:
         if response.status_code != httpx.codes.OK:
             raise Unusable(f"answered {response.status_code}: {response.read().decode(errors='replace')[:400]}")
         for event in events(response):
             if event["type"] == "error":
                 raise Unusable(f"failed: {event['error']}")
             if event["type"] == "message_start":
-                usage = event["message"]["usage"]
-            if event["type"] in ("content_block_delta", "message_delta"):  # it may end at once
-                first = first or time.perf_counter() - begun
+                usage, first = event["message"]["usage"], time.perf_counter() - begun
             text += event.get("delta", {}).get("text", "")
     if first is None:
         raise Unusable("ended without an answer")

@@ -20,7 +20,7 @@ import tokenizers
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "peers")]
 
-from prefix_servers import PATIENT, REQUEST_TIMEOUT_S, Served, ask, running  # noqa: E402
+from prefix_servers import PATIENT, Served, ask, running  # noqa: E402
 from run import say  # noqa: E402
 from servers import OURS, SERVERS, Installation, Unusable  # noqa: E402
 
@@ -151,7 +151,7 @@ class Replay:
 def _explain(served: Served, conversation: list[dict[str, Any]]) -> dict[str, Any]:
     """What the server would find, and why no more."""
     body = {"model": served.model, "messages": conversation}
-    response = httpx.post(f"{served.url}/v1/cache/explain", json=body, timeout=REQUEST_TIMEOUT_S)
+    response = served.client.post(f"{served.url}/v1/cache/explain", json=body)
     if response.status_code != httpx.codes.OK:
         raise Unusable(f"answered {response.status_code}: {response.text[:400]}")
     answer: dict[str, Any] = response.json()
