@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from vllm_mlx.kv.blocks import PagePool, page_name
@@ -123,12 +125,16 @@ def kept_pages(pool: PagePool, count: int) -> tuple[int, ...]:
     return pages
 
 
+def names(page_ids: Sequence[int]) -> list[bytes]:
+    """Those that the pages have here."""
+    return [b"%d" % page_id for page_id in page_ids]
+
+
 def test_promised_pages_are_evicted_after_all_others() -> None:
     now = [0.0]
     pool = PagePool(9, clock=lambda: now[0])
     pages = kept_pages(pool, 8)
-    for page in pages[:2]:
-        pool.promise(page, until=300.0)
+    pool.promise(names(pages[:2]), until=300.0)
     assert pool.allocate(6) == pages[2:]
     assert pool.num_free == 2
     assert pool.allocate(2) == pages[:2]  # who runs needs them more
@@ -138,9 +144,9 @@ def test_promise_ends_with_its_time() -> None:
     now = [0.0]
     pool = PagePool(9, clock=lambda: now[0])
     pages = kept_pages(pool, 8)
-    pool.promise(pages[5], until=300.0)
-    pool.promise(pages[6], until=300.0)
-    pool.promise(pages[6], until=600.0)
+    pool.promise(names([pages[5]]), until=300.0)
+    pool.promise(names([pages[6]]), until=300.0)
+    pool.promise(names([pages[6]]), until=600.0)
     now[0] = 301.0
     assert pool.allocate(2) == (pages[5], pages[0])
 
@@ -150,7 +156,7 @@ def test_promise_holds_for_pages_in_use_when_they_are_given_back() -> None:
     first, *rest = pool.allocate(4)
     for page in (first, *rest):
         pool.set_name(page, b"%d" % page)
-    pool.promise(first, until=300.0)
+    pool.promise(names([first]), until=300.0)
     for page in (first, *rest):
         pool.release(page)
     assert pool.allocate(3) == tuple(rest)
@@ -161,19 +167,18 @@ def test_half_of_the_pages_are_promised_at_most() -> None:
     now = [0.0]
     pool = PagePool(9, clock=lambda: now[0])
     pages = kept_pages(pool, 8)
-    for page in pages[:6]:
-        pool.promise(page, until=300.0)
+    pool.promise(names(pages[:6]), until=300.0)
     assert pool.allocate(4) == pages[4:]
     now[0] = 301.0
     later = kept_pages(pool, 1)
-    pool.promise(later[0], until=600.0)
+    pool.promise(names([later[0]]), until=600.0)
     assert pool.allocate(3) == pages[1:4]
 
 
 def test_clearing_ends_promises() -> None:
     pool = PagePool(5, clock=lambda: 0.0)
     pages = kept_pages(pool, 4)
-    pool.promise(pages[0], until=300.0)
+    pool.promise(names([pages[0]]), until=300.0)
     assert pool.forget() == 4
     assert kept_pages(pool, 4) == pages
     assert pool.allocate(1) == pages[:1]

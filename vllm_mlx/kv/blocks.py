@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import math
 import struct
 import time
 from array import array
@@ -88,6 +89,8 @@ class PagePool:
         self._clock = clock
         self._until: dict[int, float] = {}
         """By page: when its promise ends."""
+        self._last_until = -math.inf
+        """No promise ends later."""
         self._most_promised = (num_pages - 1) // MAX_PROMISED_SHARE
         self._held_back: Counter[int] = Counter()
         self.num_used = 0
@@ -136,19 +139,22 @@ class PagePool:
             self._kept.remove(page_id)
             self._keep(page_id)
 
-    def promise(self, page_id: int, *, until: float) -> None:
-        """Let a page in use or kept be evicted after all others, until that time of the clock.
+    def promise(self, names: Iterable[bytes], *, until: float) -> None:
+        """Let the pages of these names be evicted after all others, until that time of the clock.
 
         A promise gives way only to sequences that need the memory to run. It is not given for more than one page in
-        `MAX_PROMISED_SHARE`; what is more is kept like all others.
+        `MAX_PROMISED_SHARE`; what is more, of these the last, is kept like all others.
         """
-        if page_id not in self._until and len(self._until) >= self._most_promised:
-            now = self._clock()
-            self._until = {page: end for page, end in self._until.items() if end > now}
-            if len(self._until) >= self._most_promised:
-                return
-        self._until[page_id] = max(until, self._until.get(page_id, until))
-        self.touch(page_id)
+        wanted = dict.fromkeys(filter(None, map(self._by_name.get, names)), until)
+        if len(self._until) + len(wanted) > self._most_promised:
+            wanted = self._within_share(wanted)
+        if until < self._last_until:
+            wanted = {page_id: max(end, self._until.get(page_id, end)) for page_id, end in wanted.items()}
+        self._until.update(wanted)
+        self._last_until = max(until, self._last_until)
+        if self.num_kept_of(wanted):
+            for page_id in wanted:
+                self.touch(page_id)
 
     def hold_back(self, page_ids: Iterable[int]) -> None:
         """Let kept pages be evicted after those that nobody counts on, until each is let go as often."""
@@ -258,6 +264,16 @@ class PagePool:
         self._num_users[page_id] += 1
         is_first, self._was_shared[page_id] = not self._was_shared[page_id], True
         return is_first
+
+    def _within_share(self, wanted: dict[int, float]) -> dict[int, float]:
+        """Those that are promised already, and the first of the others as far as promises may be given."""
+        if len(self._until.keys() | wanted.keys()) <= self._most_promised:
+            return wanted
+        now = self._clock()
+        self._until = {page: end for page, end in self._until.items() if end > now}
+        others = (page_id for page_id in wanted if page_id not in self._until)
+        new = set(itertools.islice(others, max(0, self._most_promised - len(self._until))))
+        return {page_id: end for page_id, end in wanted.items() if page_id in self._until or page_id in new}
 
     def _evict(self) -> int:
         """Take the page kept longest; it is nameless afterwards. Of those promised, the first whose time is over."""

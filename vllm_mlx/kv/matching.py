@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -63,6 +63,11 @@ class Matcher:
         """No prefix at all."""
         return Match(tuple([] for _ in self._all))
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether a prefix needs every page of every prefix of it."""
+        return not self._windowed
+
     def match(self, table: Table, token_ids: Sequence[int]) -> Match:
         """The longest known prefix of `token_ids`, at least one token short of them."""
         names = self._names(table, token_ids)
@@ -73,13 +78,17 @@ class Matcher:
         checkpoint = self._checkpoints.find(names[count - 1]) if count and self._rules is not None else None
         return Match(tuple(found), count, checkpoint)
 
-    def needed(self, names: Sequence[bytes], count: int) -> Iterator[bytes]:
+    def needed(self, names: Sequence[bytes], count: int) -> Iterable[bytes]:
         """Names of all pages that a prefix of `count` pages needs, from its beginning."""
         firsts = [self._first_page(group, count) for group in self._all]
-        for index in range(count):
-            for group, first in enumerate(firsts):
-                if index >= first:
-                    yield group_name(names[index], group)
+        if firsts == [0]:
+            return names[:count]
+        return (
+            group_name(names[index], group)
+            for index in range(count)
+            for group, first in enumerate(firsts)
+            if index >= first
+        )
 
     def tail(self, table: Table, token_ids: Sequence[int], count: int) -> tuple[tuple[int, ...], int]:
         """The partly filled page of each group behind the first `count`, and how many of its tokens are the next known.

@@ -47,21 +47,22 @@ class Pins:
         """Let stay what its request wants to be kept of a prompt that is computed, and what prompts need that part from
         a pinned one at its end, or elsewhere.
         """
-        for num_tokens, keep_s in table.keeps:
-            count, until = min(num_tokens // self._page_size, table.num_named), self._clock() + keep_s
-            self._promise(table.names, count, until=until)
+        now, longest_s = self._clock(), 0
+        for num_tokens, keep_s in reversed(table.keeps):
+            count = min(num_tokens // self._page_size, table.num_named)
+            is_among = self._matcher.needs_all and keep_s <= longest_s  # those of a longer beginning
+            self._promise(table.names[:count], until=now + keep_s, is_state_only=is_among)
+            longest_s = max(keep_s, longest_s)
         if table.is_pinned and table.tables:
             for count in table.cuts or [table.num_named]:
                 self._pin(self._matcher.needed(table.names, count))
 
-    def _promise(self, names: Sequence[bytes], count: int, *, until: float) -> None:
+    def _promise(self, names: Sequence[bytes], *, until: float, is_state_only: bool) -> None:
         """Let the first pages, and the state behind them, be given up last."""
-        for name in self._matcher.needed(names, count):
-            page_id = self._pool.find(name)
-            if page_id is not None:
-                self._pool.promise(page_id, until=until)
-        if count:
-            self._checkpoints.promise(names[count - 1], until=until)
+        if not is_state_only:
+            self._pool.promise(self._matcher.needed(names, len(names)), until=until)
+        if names:
+            self._checkpoints.promise(names[-1], until=until)
 
     def _pin(self, names: Iterable[bytes]) -> None:
         """Pin the pages of these names, as far as they are in memory and others keep enough."""
