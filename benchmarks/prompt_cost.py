@@ -27,7 +27,7 @@ TEXT = "self.config = load(path) if value is not None: return the result of ever
 WORDS_A_TURN = 1500
 CACHE = CacheSpec(layers=(LayerSpec(Layout.PAGES),), page_size=32, page_bytes=1)
 INFO = RunnerInfo(
-    vocab_size=1, max_model_len=1 << 30, num_pages=2, cache=CACHE, backend="fake", device="", dtype="float32"
+    vocab_size=1 << 30, max_model_len=1 << 30, num_pages=2, cache=CACHE, backend="fake", device="", dtype="float32"
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import msgspec
@@ -23,8 +22,11 @@ def found(tokenizer: Tokenizer, messages: Sequence[Message], source: str | None 
     text = template.render(messages, {})
     segments = tokenizer.segments(text)
     ids = segments.token_ids
-    render = functools.partial(template.render, template_kwargs={}, add_generation_prompt=False)
-    lengths = breakpoints(messages, message_ends(messages, text, segments.position, render=render))
+
+    def beginning(count: int) -> str:
+        return template.render(messages[:count], {}, add_generation_prompt=False)
+
+    lengths = breakpoints(messages, message_ends(text, segments.position, beginning=beginning))
     assert list(lengths) == sorted(set(lengths))
     return [tokenizer.decode(ids[:length], skip_special_tokens=False) for length in lengths]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 
-from vllm_mlx.chat import segments
+from vllm_mlx.chat import beginnings, segments
 from vllm_mlx.chat.segments import SegmentEncoder, Segments
 
 WORDS = ["the quick fox", " jumps", "  ", "\n\n", "é東😀", "<", "|", "<|im", "_", "a" * 40]
@@ -55,6 +55,7 @@ def backend(kind: str) -> tokenizers.Tokenizer:
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "MIN_CHARS", 4)
+    monkeypatch.setattr(beginnings, "MIN_TOKENS", 1)
 
 
 BACKENDS = {kind: backend(kind) for kind in KINDS}
@@ -72,6 +73,7 @@ def test_pieces_have_the_tokens_of_the_whole(kind: str, beginning: str, ends: li
         found = Segments(text, encoder)
         ids = tuple(whole.encode(text, add_special_tokens=False).ids)
         assert found.token_ids == ids
+        assert found.largest_id == max(ids, default=0)
         position = found.position(where % (len(text) + 1))
         part = tuple(whole.encode(text[: where % (len(text) + 1)], add_special_tokens=False).ids)
         assert position in (0, len(part))

@@ -289,3 +289,17 @@ def test_nobody_waits_for_what_is_kept() -> None:
     assert kv.could_fit(32)
     assert take(kv, "b", B[:32]) == 0
     kv.check()
+
+
+def test_beginning_that_is_to_be_kept_longer_than_what_follows_it_stays_so_long() -> None:
+    now = [0.0]
+    kv = KVManager(13, page_size=4, clock=lambda: now[0])
+    take(kv, "a", A[:24], keeps=((9, 3600), (17, 300)))
+    fill(kv, "a", A[:24])
+    kv.release("a")
+    now[0] = 301.0
+    take(kv, "b", B[:40])
+    fill(kv, "b", B[:40])
+    kv.release("b")
+    assert kv.lookup(A[:24]) == (8, 0)
+    kv.check()

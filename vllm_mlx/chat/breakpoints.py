@@ -28,29 +28,24 @@ def marks(messages: Sequence[Message], ends: Callable[[int], int]) -> tuple[tupl
     return tuple(sorted((position, keep_s) for position, keep_s in found.items() if position))
 
 
-def message_ends(
-    messages: Sequence[Message],
-    text: str,
-    position: Callable[[int], int],
-    *,
-    render: Callable[[Sequence[Message]], str],
-) -> Callable[[int], int]:
+def message_ends(text: str, position: Callable[[int], int], *, beginning: Callable[[int], str]) -> Callable[[int], int]:
     """A function that says how many tokens of the prompt the first so many messages are; 0 where that is not known.
 
     `text` is the whole prompt, and `position` tells how many tokens its first so many characters are (0: unknown);
-    `render` must leave out the generation prompt. A beginning that the template writes differently, or that does not
-    end between two tokens, is not known: a wrong length would be useless, a missing one costs little.
+    `beginning` renders the first so many messages, without the generation prompt. A beginning that the template writes
+    differently, or that does not end between two tokens, is not known: a wrong length would be useless, a missing one
+    costs little.
     """
 
     @functools.cache
     def end(count: int) -> int:
         try:
-            beginning = render(messages[:count])
+            found = beginning(count)
         except InvalidRequest:
             return 0  # some templates refuse a system message alone
-        if not beginning or not text.startswith(beginning):
+        if not found or not text.startswith(found):
             return 0
-        return position(len(beginning)) if len(beginning) < len(text) else 0
+        return position(len(found)) if len(found) < len(text) else 0
 
     return end
 

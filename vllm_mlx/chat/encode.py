@@ -9,7 +9,7 @@ import msgspec
 
 from vllm_mlx.chat.breakpoints import breakpoints, marks, message_ends
 from vllm_mlx.chat.infill import find_infill
-from vllm_mlx.chat.limits import check_text
+from vllm_mlx.chat.limits import check_text, check_token_ids
 from vllm_mlx.chat.plain_tools import tool_variables
 from vllm_mlx.chat.render import ChatTemplate
 from vllm_mlx.chat.seen import Outline, part_key
@@ -66,7 +66,8 @@ class PromptEncoder:
         `wants_tail`: find out `Encoded.tail`, at the cost of one more rendering.
 
         Raises:
-            InvalidRequest: there is no template, or it refuses the messages, or they are too long.
+            InvalidRequest: there is no template, or it refuses the messages, or they are too long, or the model lacks
+                one of their tokens.
         """
         if self._template is None:
             raise InvalidRequest(
@@ -77,16 +78,22 @@ class PromptEncoder:
         messages = stable_messages(request.messages) if self._config.stable_prompts else request.messages
         tools = shown_tools(request)
         render = functools.partial(self._template.render, template_kwargs=kwargs, tools=tools)
+
+        @functools.cache
+        def beginning(num_messages: int) -> str:
+            return render(messages[:num_messages], add_generation_prompt=False)
+
         if request.continue_final_message and add_generation_prompt:
-            text, tail = _open_ended(messages, render(messages, add_generation_prompt=False))
+            text, tail = _open_ended(messages, beginning(len(messages)))
+        elif add_generation_prompt and request.add_generation_prompt:
+            text = render(messages, add_generation_prompt=True)
+            tail = _tail(text, beginning(len(messages))) if wants_tail else ""
         else:
-            wants_beginning = add_generation_prompt and request.add_generation_prompt
-            text = render(messages, add_generation_prompt=wants_beginning)
-            tail = _tail(text, render(messages, add_generation_prompt=False)) if wants_beginning and wants_tail else ""
+            text, tail = beginning(len(messages)), ""
         check_text(text, self._tokenizer, max_model_len=info.max_model_len, param="messages")
         segments = self._tokenizer.segments(text)
-        without_prompt = functools.partial(render, add_generation_prompt=False)
-        ends = message_ends(messages, text, segments.position, render=without_prompt)
+        check_token_ids((segments.largest_id,), vocab_size=info.vocab_size, param="messages")
+        ends = message_ends(text, segments.position, beginning=beginning)
         can_be_cut = all(layer.layout is Layout.PAGES for layer in info.cache.layers)
         found = () if can_be_cut else breakpoints(messages, ends)
         salt = prompt_salt(tenant=request.tenant)
@@ -94,7 +101,11 @@ class PromptEncoder:
         return Encoded(Prompt(segments.token_ids, salt), outline, text, tail, breakpoints=found, marks=kept)
 
     def completion(self, request: CompletionRequest, info: RunnerInfo) -> list[Encoded]:
-        """Encode raw texts; token ids are taken as they are. Raises InvalidRequest for texts that are too long."""
+        """Encode raw texts; token ids are taken as they are.
+
+        Raises:
+            InvalidRequest: a text is too long, or the model lacks a token.
+        """
         if request.suffix is not None:
             return self._infill(request, request.suffix, info)
         salt, encoded = prompt_salt(tenant=request.tenant), []
@@ -102,7 +113,9 @@ class PromptEncoder:
             if isinstance(prompt, str):
                 check_text(prompt, self._tokenizer, max_model_len=info.max_model_len, param="prompt")
                 token_ids, text = self._tokenizer.encode(prompt, add_special_tokens=True), prompt
+                check_token_ids(token_ids, vocab_size=info.vocab_size, param="prompt")
             else:
+                check_token_ids(prompt, vocab_size=info.vocab_size, param="prompt")
                 token_ids, text = prompt, self._tokenizer.decode(prompt) if request.echo else ""
             encoded.append(Encoded(Prompt(token_ids, salt), Outline(salt), text, echo=text if request.echo else ""))
         return encoded
@@ -122,6 +135,7 @@ class PromptEncoder:
                 check_text(prompt, self._tokenizer, max_model_len=info.max_model_len, param="prompt")
             prefix = encode(prompt) if isinstance(prompt, str) else prompt
             token_ids = infill.token_ids(prefix, encode(suffix))
+            check_token_ids(token_ids, vocab_size=info.vocab_size, param="prompt")
             encoded.append(Encoded(Prompt(token_ids, salt), Outline(salt), stop_token_ids=infill.stop_token_ids))
         return encoded
 

@@ -349,7 +349,6 @@ class ChatService:
     ) -> SamplingParams:
         """What a sequence of the engine gets, but for its seed: a single choice, everything resolved, no text."""
         token_ids = one.prompt.token_ids
-        check_token_ids(token_ids, vocab_size=info.vocab_size, param=param)
         max_tokens = max_output_tokens(
             sampling,
             num_prompt=len(token_ids),
