@@ -1,11 +1,16 @@
 """What the prefix cache costs the host: matching a long prompt, memory for each page, and arrivals. No MLX.
 
-    python benchmarks/prefix_host.py [--arrivals [--prefix 8000] [--suffix 100] [--rows 64] [--rounds 7]]
+    python benchmarks/prefix_host.py [--turns] [--arrivals [--prefix 8000] [--suffix 100] [--rows 64] [--rounds 7]]
 
 With `--arrivals`: many requests that begin alike come at once. Each is sent through the sockets that a server and its
 engine have, submitted, admitted, and planned until it has its first token; results are made up, since there is no
 runner. What a step does on the device is not in it. Each round has a prefix of its own, first computed by one of the
-requests while the others wait, then found by all of another set. Compare two trees with PYTHONPATH, in turn.
+requests while the others wait, then found by all of another set.
+
+With `--turns`: the turns of one conversation of 20,000 tokens and one of 100,000, the system text and the last message
+marked to be kept; what the manager takes before the first token, and between that token and telling it.
+
+Compare two trees with PYTHONPATH, in turn.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import zmq
 from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import FromEngine, Outputs, Submit, ToEngine
-from vllm_mlx.core.prompt import Prompt
+from vllm_mlx.core.prompt import BLOCK_TOKENS, Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import RunnerInfo, Step, StepResult
 from vllm_mlx.engine import child
@@ -119,6 +124,30 @@ def _bytes_per_page() -> float:
     tracemalloc.stop()
     assert manager.figures().pages_kept == POOL_PAGES
     return held / POOL_PAGES
+
+
+# ---- turns ----
+
+
+def measure_turns(num_tokens: int, *, num_new: int = 230, num_turns: int = 25) -> str:
+    """Medians of milliseconds of processor time, as a line."""
+    draw, columns = random.Random(0), []
+    manager = KVManager(4 * num_tokens // PAGE_SIZE, page_size=PAGE_SIZE)
+    token_ids = _prompt(draw, num_tokens)
+    for _ in range(num_turns):
+        token_ids += _prompt(draw, num_new)
+        keeps = ((num_tokens, 300), (len(token_ids) - 4, 300))
+        blocks = tuple(range(len(token_ids) // BLOCK_TOKENS))  # as whoever reads them from a socket numbers them
+        begun = time.thread_time()
+        manager.admit("turn", token_ids, num_tokens=len(token_ids) + 1, keeps=keeps, blocks=blocks)
+        admitted = time.thread_time()
+        manager.commit("turn", token_ids, num_computed=len(token_ids))
+        committed = time.thread_time()
+        manager.release("turn", token_ids)
+        columns.append((admitted - begun, committed - admitted, time.thread_time() - committed))
+        manager.take_orders(max_exports=0)
+    admit, commit, release = (1000 * statistics.median(column) for column in zip(*columns[1:], strict=True))
+    return f"{num_tokens} tokens: admit {admit:.2f} ms, commit {commit:.2f} ms, release {release:.2f} ms"
 
 
 # ---- arrivals ----
@@ -264,6 +293,7 @@ def measure_arrivals(given: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arrivals", action="store_true")
+    parser.add_argument("--turns", action="store_true")
     parser.add_argument("--prefix", type=int, default=8000)
     parser.add_argument("--suffix", type=int, default=100)
     parser.add_argument("--rows", type=int, default=64)
@@ -271,6 +301,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.arrivals:
         measure_arrivals(given)
+    elif given.turns:
+        print(measure_turns(20_000), measure_turns(100_000), sep="\n")
     else:
         print(measure_host())
 

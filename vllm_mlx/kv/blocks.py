@@ -12,9 +12,9 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from vllm_mlx.kv.order import SCRATCH_PAGE, PageOrder
+
 TOKEN_BYTES = 8
-SCRATCH_PAGE = 0
-"""Padded rows write here; it belongs to nobody."""
 MAX_PROMISED_SHARE = 2
 """At most one page in so many is promised, so that what others computed is not lost at once."""
 
@@ -85,7 +85,7 @@ class PagePool:
         self._tails: dict[int, tuple[bytes, tuple[int, ...]]] = {}
         self._by_tail: dict[bytes, int] = {}
         self._was_shared = bytearray(max(1, num_pages))
-        self._kept = _Order(max(1, num_pages))
+        self._kept = PageOrder(max(1, num_pages))
         self._clock = clock
         self._until: dict[int, float] = {}
         """By page: when its promise ends."""
@@ -119,18 +119,21 @@ class PagePool:
         self.num_used += count
         return page_ids
 
-    def share(self, page_ids: Iterable[int]) -> list[int]:
+    def share(self, page_ids: Sequence[int]) -> list[int]:
         """One more user of each page in use or kept; places of those to which that never happened before.
 
-        The scratch page is passed over. Raises KeyError if a page is free.
+        The scratch page is passed over. Raises KeyError, and changes nothing, if a page is free.
         """
-        num_users, first = self._num_users, []
+        num_users, was_shared, first = self._num_users, self._was_shared, []
+        unused = [page_id for page_id in page_ids if not num_users[page_id] and page_id != SCRATCH_PAGE]
+        self._kept.remove_all(unused)
+        self.num_used += len(unused)
         for place, page_id in enumerate(page_ids):
-            count = num_users[page_id]
-            if count > 1:  # so it was shared before
-                num_users[page_id] = count + 1
-            elif page_id != SCRATCH_PAGE and self._share(page_id):
-                first.append(place)
+            if page_id != SCRATCH_PAGE:
+                num_users[page_id] += 1
+                if not was_shared[page_id]:
+                    was_shared[page_id] = True
+                    first.append(place)
         return first
 
     def touch(self, page_id: int) -> None:
@@ -256,15 +259,6 @@ class PagePool:
         assert not free & set(self._tails), "a free page has a tail"
         assert not free & set(named), "a free page has a name"
 
-    def _share(self, page_id: int) -> bool:
-        """One more user of a page with one or none; whether it never had two before."""
-        if self._num_users[page_id] == 0:
-            self._kept.remove(page_id)  # raises KeyError
-            self.num_used += 1
-        self._num_users[page_id] += 1
-        is_first, self._was_shared[page_id] = not self._was_shared[page_id], True
-        return is_first
-
     def _within_share(self, wanted: dict[int, float]) -> dict[int, float]:
         """Those that are promised already, and the first of the others as far as promises may be given."""
         if len(self._until.keys() | wanted.keys()) <= self._most_promised:
@@ -312,73 +306,3 @@ class PagePool:
         tail = self._tails.pop(page_id, None)
         if tail is not None:
             del self._by_tail[tail[0]]
-
-
-class _Order:
-    """Page ids in three parts, each in the order in which they were appended; any of them can be taken out at once."""
-
-    _NOWHERE = -1
-
-    def __init__(self, num_pages: int) -> None:
-        # A ring through page 0, which is never a member, and through two more that stand between the parts.
-        self._next = array("i", [self._NOWHERE]) * (num_pages + 2)
-        self._previous = array("i", [self._NOWHERE]) * (num_pages + 2)
-        self._early_end, self._late_start = num_pages, num_pages + 1
-        ring = (SCRATCH_PAGE, self._early_end, self._late_start, SCRATCH_PAGE)
-        for one, other in itertools.pairwise(ring):
-            self._next[one], self._previous[other] = other, one
-        self.size = 0
-
-    def __contains__(self, page_id: int) -> bool:
-        return page_id != SCRATCH_PAGE and self._next[page_id] != self._NOWHERE
-
-    def __iter__(self) -> Iterator[int]:
-        page_id = self._next[SCRATCH_PAGE]
-        while page_id != SCRATCH_PAGE:
-            if page_id < self._early_end:
-                yield page_id
-            page_id = self._next[page_id]
-
-    def append(self, page_id: int) -> None:
-        """Last of those that were appended so."""
-        self._insert(page_id, before=self._late_start)
-
-    def append_early(self, page_id: int) -> None:
-        """Last of those that come before all that were appended otherwise."""
-        self._insert(page_id, before=self._early_end)
-
-    def append_late(self, page_id: int) -> None:
-        """Last of all: behind those that were appended otherwise."""
-        self._insert(page_id, before=SCRATCH_PAGE)
-
-    @property
-    def first_late(self) -> int | None:
-        """The first of those appended late."""
-        return self._next[self._late_start] or None
-
-    @property
-    def first(self) -> int:
-        """The first of all; there must be one."""
-        page_id = self._next[SCRATCH_PAGE]
-        while page_id >= self._early_end:
-            page_id = self._next[page_id]
-        return page_id
-
-    def remove(self, page_id: int) -> None:
-        if page_id not in self:
-            raise KeyError(page_id)
-        before, after = self._previous[page_id], self._next[page_id]
-        self._next[before], self._previous[after] = after, before
-        self._next[page_id] = self._previous[page_id] = self._NOWHERE
-        self.size -= 1
-
-    def pop_first(self) -> int:
-        page_id = self.first
-        self.remove(page_id)
-        return page_id
-
-    def _insert(self, page_id: int, *, before: int) -> None:
-        last = self._previous[before]
-        self._next[last] = self._previous[before] = page_id
-        self._previous[page_id], self._next[page_id] = last, before
-        self.size += 1

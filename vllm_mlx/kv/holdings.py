@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from vllm_mlx.core.cachespec import MAX_CHUNKS_IN_FLIGHT, PageGroups
-from vllm_mlx.kv.blocks import SCRATCH_PAGE, PagePool, group_name
+from vllm_mlx.kv.blocks import PagePool, group_name
 from vllm_mlx.kv.matching import Match
+from vllm_mlx.kv.order import SCRATCH_PAGE
 from vllm_mlx.kv.tables import Table
 
 

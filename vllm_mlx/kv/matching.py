@@ -8,10 +8,11 @@ import msgspec
 
 from vllm_mlx.core.cachespec import PageGroups
 from vllm_mlx.kv.admission import CheckpointRules
-from vllm_mlx.kv.blocks import SCRATCH_PAGE, PagePool, common_length, group_name, group_names
+from vllm_mlx.kv.blocks import PagePool, common_length, group_name, group_names
 from vllm_mlx.kv.chains import Chains
 from vllm_mlx.kv.checkpoints import Checkpoints
 from vllm_mlx.kv.disk import DiskCache
+from vllm_mlx.kv.order import SCRATCH_PAGE
 from vllm_mlx.kv.tables import Table
 
 IsThere = Callable[[bytes], object]

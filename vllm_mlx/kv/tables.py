@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vllm_mlx.kv.blocks import SCRATCH_PAGE, page_names, tail_name
+from vllm_mlx.kv.blocks import page_names, tail_name
+from vllm_mlx.kv.order import SCRATCH_PAGE
 
 
 @dataclass(slots=True)
