@@ -70,6 +70,17 @@ def test_forks_compute_their_prompt_once() -> None:
     assert world.num_prefilled == 22 + 3
 
 
+def test_a_prefix_is_shared_by_the_step_after_the_one_that_computes_it() -> None:
+    world = World(prefill_step_size=64)
+    for each in (submit(str(i), range(22), seed=i) for i in range(4)):
+        world.scheduler.submit(each)
+    first, second = world.scheduler.plan(), world.scheduler.plan()
+    assert first is not None
+    assert [len(row.token_ids) for row in first.prefills] == [22]
+    assert second is not None
+    assert {row.start for row in second.prefills} == {21}
+
+
 def test_old_checkpoints_make_room_for_new_ones() -> None:
     world = World("state", checkpoint_bytes=200)
     for i in range(8):
@@ -143,10 +154,9 @@ def test_an_unrelated_prompt_overtakes_one_that_waits_for_its_prefix() -> None:
     world = World(prefill_step_size=48)
     for one in (submit("a", range(40)), submit("b", range(40)), submit("other", [3] * 3, max_tokens=1)):
         world.scheduler.submit(one)
-    while not any(output.token_ids for output in world.outputs.get("a", [])):
+    while "other" not in world.outputs:
         world.round()
-    assert "other" in world.outputs
-    assert "b" not in world.outputs
+    assert not any(output.token_ids for output in world.outputs.get("b", []))
     world.run()
 
 

@@ -149,6 +149,21 @@ def test_a_prefix_under_way_is_waited_for() -> None:
     assert take(kv, "b", A[:10]) == 8
 
 
+def test_a_planned_prefix_is_there_for_the_next_step() -> None:
+    kv = KVManager(20, page_size=4)
+    take(kv, "a", A[:10])
+    kv.publish("a", A[:10], num_computed=8)
+    assert take(kv, "b", [*A[:8], *B[:2]]) == 8
+    assert take(kv, "c", A[:10]) == 8
+    kv.publish("a", A[:10], num_computed=10)
+    assert take(kv, "d", A[:10]) == 9
+    kv.commit("a", A[:10], num_computed=8)
+    kv.commit("a", A[:10], num_computed=10)
+    kv.release("a", A[:10])
+    assert take(kv, "e", A[:10]) == 9
+    kv.check()
+
+
 def test_an_owner_that_leaves_early_holds_nobody_up() -> None:
     kv = KVManager(20, page_size=4)
     take(kv, "a", A[:10])

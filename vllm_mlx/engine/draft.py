@@ -56,12 +56,16 @@ class Launched(msgspec.Struct, frozen=True):
                 sequence.request_id, number, sequence.token_ids, num_computed=num_computed, size_bytes=size_bytes
             )
 
+    @property
+    def prompts(self) -> list[Row]:
+        """The rows of its chunks."""
+        return self.rows[len(self.rows) - len(self.step.prefills) :]
+
     def prompt_outputs(self, result: StepResult) -> list[Output]:
         """What the step tells of prompts."""
-        rows = zip(self.rows[len(self.rows) - len(self.step.prefills) :], result.prompt_logprobs or (), strict=False)
         return [
             Output(row.sequence.request_id, prompt_logprobs=found)
-            for row, found in rows
+            for row, found in zip(self.prompts, result.prompt_logprobs or (), strict=False)
             if found is not None and not row.sequence.is_finished
         ]
 

@@ -227,6 +227,9 @@ class Scheduler:
         self._num_planned += 1
         self._num_tokens += launched.step.num_tokens
         self._launched.append(launched)
+        for row in launched.prompts:
+            known = row.sequence.token_ids
+            self._kv.publish(row.sequence.request_id, known, num_computed=row.num_computed)
         return launched.step
 
     def _ready(self) -> list[Sequence]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from vllm_mlx.core.cachespec import MAX_CHUNKS_IN_FLIGHT, PageGroups
 from vllm_mlx.kv.blocks import PagePool, group_name
@@ -85,6 +86,21 @@ class Holdings:
             num_short = sum(len(page_ids) * self._page_size < num_tokens for page_ids in table.tables)
             self.extend(table, table.num_covered + self._pool.num_free // num_short * self._page_size)
         return min(num_tokens, table.num_covered)
+
+    def name(self, table: Table, names: Sequence[bytes]) -> None:
+        """Make pages that are full, from the first one on, findable by these names."""
+        for group, page_ids in enumerate(table.tables):
+            for index in range(table.num_named, len(names)):
+                self._pool.set_name(page_ids[index], group_name(names[index], group))
+        table.num_named = len(names)
+
+    def name_tail(self, table: Table, token_ids: Sequence[int], *, num_computed: int) -> None:
+        """Make the last page findable with what is in it, if it is partly filled."""
+        start = table.num_named * self._page_size
+        if start < num_computed <= len(token_ids):
+            name, held = table.tail_name(table.num_named), tuple(token_ids[start:num_computed])
+            for group, page_ids in enumerate(table.tables):
+                self._pool.set_tail(page_ids[table.num_named], group_name(name, group), held)
 
     def leave_behind(self, table: Table, count: int) -> None:
         """Take back what no token behind the first `count` pages looks at; these have their names by now.

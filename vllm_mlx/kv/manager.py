@@ -220,13 +220,20 @@ class KVManager:
         """A checkpoint was taken that is of no use any more."""
         self._checkpoints.drop(number)
 
+    def publish(self, seq_id: str, token_ids: Sequence[int], *, num_computed: int) -> None:
+        """A step is planned that computes these tokens: later ones may use their pages, if no state belongs to them."""
+        if self._shares_prefixes and self._rules is None:
+            self._offer(seq_id, self._tables[seq_id], token_ids, num_computed)
+
     def commit(self, seq_id: str, token_ids: Sequence[int], *, num_computed: int) -> None:
         """Offer the pages that are full: the first `num_computed` of the sequence's `token_ids` are in its pages."""
-        table = self._tables[seq_id]
+        table, num_full = self._tables[seq_id], num_computed // self._page_size
         table.num_computed = num_computed
-        num_full = num_computed // self._page_size
-        if self._shares_prefixes and (num_full > table.num_named or num_computed == table.num_known):
-            self._offer(seq_id, table, token_ids, num_full)
+        if self._shares_prefixes:
+            self._offer(seq_id, table, token_ids, num_computed)
+            if num_computed == table.num_known:
+                self._under_way.retract(seq_id, table.announced)
+                self._pins.keep(table)
         if self._has_windows and num_full > table.num_passed:
             self._holdings.leave_behind(table, num_full)
 
@@ -242,7 +249,7 @@ class KVManager:
         if table is None:
             return
         self._under_way.retract(seq_id, table.announced)
-        self._keep_tail(table, token_ids)
+        self._keep_tail(table, token_ids, table.num_computed)
         del self._tables[seq_id]
         self._holdings.give_back(table)
 
@@ -375,25 +382,17 @@ class KVManager:
             promised = [names[stop // self._page_size - 1] for stop in table.stops]
         table.announced = self._under_way.announce(seq_id, promised)
 
-    def _offer(self, seq_id: str, table: Table, token_ids: Sequence[int], num_full: int) -> None:
-        """Name the pages that are full by now; at the end of its known tokens, see what of them is to stay."""
-        if num_full > table.num_named:
+    def _offer(self, seq_id: str, table: Table, token_ids: Sequence[int], num_computed: int) -> None:
+        """Make findable what so many of its tokens fill, and the rest at the end of those that are known."""
+        named, num_full = table.num_named, num_computed // self._page_size
+        if num_full > named:
             names = table.name_pages(token_ids, num_full, page_size=self._page_size)
-            for group, page_ids in enumerate(table.tables):
-                for index in range(table.num_named, num_full):
-                    self._pool.set_name(page_ids[index], group_name(names[index], group))
+            self._holdings.name(table, names[:num_full])
             if self._rules is None:
-                self._under_way.retract(seq_id, names[table.num_named : num_full])
-            table.num_named = num_full
-        if table.num_computed == table.num_known:
-            self._under_way.retract(seq_id, table.announced)
-            self._keep_tail(table, token_ids)
-            self._pins.keep(table)
+                self._under_way.retract(seq_id, names[named:num_full])
+        if num_computed == table.num_known:
+            self._keep_tail(table, token_ids, num_computed)
 
-    def _keep_tail(self, table: Table, token_ids: Sequence[int]) -> None:
-        """Remember the last page with what is in it, if it is partly filled."""
-        start = table.num_named * self._page_size
-        if self._rules is None and self._shares_prefixes and start < table.num_computed <= len(token_ids):
-            name, held = table.tail_name(table.num_named), tuple(token_ids[start : table.num_computed])
-            for group, page_ids in enumerate(table.tables):
-                self._pool.set_tail(page_ids[table.num_named], group_name(name, group), held)
+    def _keep_tail(self, table: Table, token_ids: Sequence[int], num_computed: int) -> None:
+        if self._rules is None and self._shares_prefixes:
+            self._holdings.name_tail(table, token_ids, num_computed=num_computed)
