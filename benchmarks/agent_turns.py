@@ -6,8 +6,8 @@
 Ours is asked through `/v1/messages` as Claude Code asks (a system block and the last message marked `cache_control`),
 peers through `/v1/chat/completions`. Each turn adds what the server answered and a tool's result of `--result` tokens.
 Every round starts both servers anew, has prompts of its own, and is preceded by a conversation of the same lengths that
-is not told, so that nothing is compiled while it is measured. `--python` names an interpreter that has the peers;
-without it they are installed. What follows `--` are flags of our server.
+is not told, and by a rest, so that nothing is compiled while it is measured. `--python` names an interpreter that has
+the peers; without it they are installed. What follows `--` are flags of our server.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def measure(name: str, given: argparse.Namespace, number: int, work: Path) -> li
         running(server, installation, model=given.model, work=Path(home), flags=flags) as served,
     ):
         converse(served, asked, given, seed=f"warm-up {number}")
+        time.sleep(given.rest_s)
         answers = converse(served, asked, given, seed=f"round {number}")
     for turn, answer in enumerate(answers, 1):
         say(f"{name}: turn {turn}: {answer.ttft_s:.3f} s, {answer.num_cached} of {answer.num_prompt} cached")
@@ -141,6 +142,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--result", type=int, default=200, help="tokens of what the tool says each turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rest-s", type=float, default=30, help="after the warm-up, for what servers do in idle time")
     parser.add_argument("--peers", type=lambda text: [p for p in text.split(",") if p], default=["mlx-lm"])
     parser.add_argument("--python", type=Path, help="an interpreter that has the peers; nothing is installed")
     parser.add_argument("--environments", type=Path, default=Config().cache_path / "peers", help="where peers are kept")
