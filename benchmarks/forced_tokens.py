@@ -56,9 +56,9 @@ class Counting:
         info = self._inner.info
         return msgspec.structs.replace(info, chunked_decode=info.chunked_decode and self._appends)
 
-    def launch(self, step: Step, masks: Any = None) -> Any:
+    def build(self, step: Step) -> Any:
         self.num_steps += step.num_tokens > 0
-        return self._inner.launch(step, masks)
+        return self._inner.build(step)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -73,10 +73,7 @@ class Scripts:
 
 
 class Loop:
-    """Scheduler and runner in an order of the engine loop, on the calling thread; all steps are kept.
-
-    With `collects_first`, steps are launched with their masks.
-    """
+    """Scheduler and runner in an order of the engine loop, on the calling thread; all steps are kept."""
 
     def __init__(
         self, runner: Runner, config: Config, *, end: int, chunked: bool = True, collects_first: bool = False
@@ -91,19 +88,20 @@ class Loop:
         self.outputs: list[Output] = []
 
     def round(self) -> None:
-        """Sample, plan, launch, collect, prepare masks; or plan, collect, prepare masks, launch with them."""
+        """Sample, plan, build, start, collect, prepare masks; or build, collect, prepare masks, start."""
         if self.constraints.has_prepared:
             self.runner.sample(self.in_flight, self.constraints.masks)
         step = self.scheduler.plan()
         if step is not None:
             self.steps.append(step)
-        if step is not None and self.collects_first:
+        built = self.runner.build(step) if step is not None else None
+        if self.collects_first:
             self._collect()
-            self.in_flight = self.runner.launch(step, self.constraints.masks)
-        else:
-            launched = self.runner.launch(step) if step is not None else None
+        if built is not None:
+            self.runner.start(built)
+        if not self.collects_first:
             self._collect()
-            self.in_flight = launched
+        self.in_flight = built
         self.outputs += self.scheduler.take_outputs()
 
     def _collect(self) -> None:

@@ -32,7 +32,7 @@ CRASH = 8888
 class FaultyRunner(FakeRunner):
     """A FakeRunner that obeys the tokens above."""
 
-    def launch(self, step: Step, masks: Any = None) -> Any:
+    def build(self, step: Step) -> Any:
         for row in step.prefills:
             if row.start == 0 and row.token_ids[0] == POISON:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +40,7 @@ class FaultyRunner(FakeRunner):
                 time.sleep(3600)
             if row.start == 0 and row.token_ids[0] == CRASH:
                 raise RuntimeError("the device is lost")
-        return super().launch(step, masks)
+        return super().build(step)
 
 
 @dataclass

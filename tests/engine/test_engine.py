@@ -30,6 +30,7 @@ from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactory, Step, StepResult
 from vllm_mlx.engine.engine import Engine
+from vllm_mlx.engine.overlap import Overlap
 from vllm_mlx.testing.fake import FakeRunner, fake_factory
 
 
@@ -74,9 +75,13 @@ class Recorder(FakeRunner):
         super().__init__(**options)
         self.calls = calls
 
-    def launch(self, step: Step, masks: Any = None) -> Any:
-        self.calls.append(f"launch {step.number}")
-        return super().launch(step, masks)
+    def build(self, step: Step) -> Any:
+        self.calls.append(f"build {step.number}")
+        return super().build(step)
+
+    def start(self, handle: Any) -> None:
+        super().start(handle)
+        self.calls.append(f"start {handle.step.number}")
 
     def collect(self, handle: Any) -> StepResult:
         result = super().collect(handle)
@@ -149,15 +154,26 @@ def test_one_message_carries_all_tokens_of_a_step() -> None:
     assert [len(m.outputs) for m in messages if isinstance(m, Outputs)] == [3, 3, 3]
 
 
-def test_next_step_is_launched_before_the_last_is_collected() -> None:
+def test_next_step_is_started_before_the_last_is_collected() -> None:
     calls: list[str] = []
     run([submit("a", max_tokens=3)], factory=lambda progress: Recorder(calls, script=count_up))
     assert calls == [
-        *("launch 0", "launch 1", "collect 0", "launch 2", "collect 1", "collect 2"),
-        *("launch 3", "collect 3"),  # tells the runner that the slot is free
+        *("build 0", "start 0", "build 1", "start 1", "collect 0", "build 2", "start 2", "collect 1", "collect 2"),
+        *("build 3", "start 3", "collect 3"),  # tells the runner that the slot is free
         "idle",
         "close",
     ]
+
+
+@pytest.mark.parametrize("limits", [{}, {"allowed_token_ids": (21, 22, 23)}], ids=["free", "constrained"])
+def test_only_steps_that_masks_wait_for_are_started_after_the_last_is_collected(
+    limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Overlap, "observe", lambda self, *_: setattr(self, "collects_first", True))
+    calls: list[str] = []
+    run([submit("a", **limits)], factory=lambda progress: Recorder(calls, script=count_up))
+    between = calls[calls.index("build 2") + 1 : calls.index("start 2")]
+    assert between == (["collect 1"] if limits else [])
 
 
 def test_aborted_sequence_says_nothing_more() -> None:
@@ -236,13 +252,18 @@ def test_any_other_error_while_loading_is_told(logged: pytest.LogCaptureFixture)
     assert "Traceback" in logged.text
 
 
-@pytest.mark.parametrize("where", ["launch", "collect"])
+@pytest.mark.parametrize("where", ["build", "start", "collect"])
 def test_failed_step_ends_the_engine(where: str, logged: pytest.LogCaptureFixture) -> None:
     class Failing(FakeRunner):
-        def launch(self, step: Step, masks: Any = None) -> Any:
-            if where == "launch" and step.number == 2:
+        def build(self, step: Step) -> Any:
+            if where == "build" and step.number == 2:
                 raise RuntimeError("device lost")
-            return super().launch(step, masks)
+            return super().build(step)
+
+        def start(self, handle: Any) -> None:
+            if where == "start" and handle.step.number == 2:
+                raise RuntimeError("device lost")
+            super().start(handle)
 
         def collect(self, handle: Any) -> StepResult:
             result = super().collect(handle)

@@ -120,10 +120,10 @@ async def test_row_that_reaches_the_context_first_is_an_error() -> None:
 class Breaks(FakeRunner):
     """Fails in its tenth step."""
 
-    def launch(self, step: Step, masks: Any = None) -> Any:
+    def build(self, step: Step) -> Any:
         if step.number == 9:
             raise RuntimeError("the device is lost")
-        return super().launch(step, masks)
+        return super().build(step)
 
 
 async def test_engine_that_fails_is_an_error() -> None:

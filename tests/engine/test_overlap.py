@@ -31,14 +31,3 @@ def test_rounds_that_took_no_time_are_passed_over() -> None:
     for _ in range(40):
         overlap.observe(0.0, 0.0)
     assert not overlap.collects_first
-
-
-def test_masks_are_made_first_only_where_they_take_little() -> None:
-    overlap = Overlap()
-    for _ in range(30):
-        overlap.observe(0.0, 0.01)
-    assert overlap.makes_masks_first(0.001)
-    assert not overlap.makes_masks_first(0.003)
-    for _ in range(10):
-        overlap.observe(0.006, 0.01)
-    assert not overlap.makes_masks_first(0.001), "the device is what is waited for"

@@ -11,7 +11,7 @@ import pytest
 from vllm_mlx.core.grammar import TokenMasks
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import NewSequence
-from vllm_mlx.runner.sampler import SampledRow, Sampler
+from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
 
 VOCAB = 300
 
@@ -33,8 +33,17 @@ def rows_at(position: int, num_rows: int) -> list[SampledRow]:
     return [SampledRow(slot, position) for slot in range(num_rows)]
 
 
+def sample(sampler: Sampler, values: np.ndarray, rows: list[SampledRow], masks: TokenMasks | None = None) -> Sampled:
+    """Also sees that the tokens get into their slots, and nothing else changes."""
+    before = [-1 - slot for slot in range(2 + max(row.slot for row in rows))]
+    sampled, last_tokens = sampler.sample(mx.array(values), rows, mx.array(before), masks=masks)
+    chosen = dict(zip((row.slot for row in rows), sampled.tokens.tolist(), strict=True))
+    assert last_tokens.tolist() == [chosen.get(slot, value) for slot, value in enumerate(before)]
+    return sampled
+
+
 def draw(sampler: Sampler, values: np.ndarray, *, position: int = 3) -> list[int]:
-    tokens: list[int] = sampler.sample(mx.array(values), rows_at(position, len(values))).tokens.tolist()
+    tokens: list[int] = sample(sampler, values, rows_at(position, len(values))).tokens.tolist()
     return tokens
 
 
@@ -45,7 +54,7 @@ def drawn_set(params: SamplingParams, values: np.ndarray, *, num_draws: int = 40
     found: set[int] = set()
     for start in range(0, num_draws, 50):
         positions = [SampledRow(slot, start + slot) for slot in range(50)]
-        found |= set(sampler.sample(mx.array(rows), positions).tokens.tolist())
+        found |= set(sample(sampler, rows, positions).tokens.tolist())
     return found
 
 
@@ -189,7 +198,7 @@ def test_log_probabilities_are_the_model_s_own() -> None:
     values = logits(3)
     asking = SamplingParams(temperature=0.7, top_k=3, logprobs=5, seed=1, logit_bias={1: 50.0})
     sampler = sampler_of(asking, SamplingParams(), asking.replace(logprobs=0))
-    sampled = sampler.sample(mx.array(values), rows_at(3, 3))
+    sampled = sample(sampler, values, rows_at(3, 3))
     assert sampled.logprobs is not None
     first, second, third = sampled.logprobs.collect(3)
     tokens = sampled.tokens.tolist()
@@ -205,7 +214,7 @@ def test_log_probabilities_are_the_model_s_own() -> None:
 
 
 def test_nothing_is_computed_that_nobody_asked_for() -> None:
-    sampled = sampler_of(SamplingParams(temperature=0.0)).sample(mx.array(logits(1)), rows_at(3, 1))
+    sampled = sample(sampler_of(SamplingParams(temperature=0.0)), logits(1), rows_at(3, 1))
     assert sampled.logprobs is None
 
 
@@ -223,6 +232,20 @@ def test_a_masked_row_takes_allowed_tokens_and_its_neighbours_what_they_took_bef
     size = 4 * -(-vocab_size // 32)
     masks = TokenMasks((1,), sum(1 << token for token in allowed).to_bytes(size, "little"))
     sampler = sampler_of(params, params, params, compiles=compiles)
-    found = sampler.sample(mx.array(values), rows_at(3, 3), masks=masks).tokens.tolist()
+    found = sample(sampler, values, rows_at(3, 3), masks).tokens.tolist()
     assert found[1] in allowed
     assert [found[0], found[2]] == [free[0], free[2]]
+
+
+def test_masked_rows_are_drawn_alike_in_a_compiled_function_whoever_takes_the_best_token() -> None:
+    draws, greedy = SamplingParams(temperature=0.8, seed=4), SamplingParams(temperature=0.0)
+    values, words = logits(3), b"".join(number.to_bytes(4 * -(-VOCAB // 32), "little") for number in (0b1011, 7 << 5))
+    masks = TokenMasks((0, 2), words)
+    for params in ([draws] * 3, [draws, greedy, draws], [greedy] * 3):
+        found = [
+            sample(sampler_of(*params, compiles=compiles), values, rows_at(9, 3), masks).tokens.tolist()
+            for compiles in (False, True)
+        ]
+        assert found[0] == found[1]
+        assert found[0][0] in {0, 1, 3}
+        assert found[0][2] in {5, 6, 7}

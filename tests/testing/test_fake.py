@@ -250,6 +250,24 @@ def test_steps_are_numbered_upwards_and_collected_in_order() -> None:
         runner.launch(Step(number=1))
 
 
+def test_a_step_is_started_once_before_all_else() -> None:
+    runner = small()
+    first = runner.build(Step(number=0))
+    for early in (lambda: runner.build(Step(number=1)), lambda: runner.collect(first)):
+        with pytest.raises(ContractError, match=r"before .* was started"):
+            early()
+    first = (runner := small()).build(Step(number=0))
+    runner.start(first)
+    with pytest.raises(ContractError, match="started twice"):
+        runner.start(first)
+    second = runner.build(Step(number=1))
+    with pytest.raises(ContractError, match="built last"):
+        runner.start(first)
+    assert runner.collect(first).number == 0, "a step that is built holds nobody up"
+    runner.start(second)
+    assert runner.collect(second).number == 1
+
+
 def test_closed_runner_takes_no_step() -> None:
     runner = small()
     runner.close()

@@ -247,18 +247,29 @@ class Runner(Protocol):
         """Facts about the loaded model."""
         ...
 
-    def launch(self, step: Step, masks: Callable[[], TokenMasks] | None = None) -> Any:
-        """Start a step without waiting for it; returns a handle for `collect`, never None.
+    def build(self, step: Step) -> Any:
+        """Get a step ready to be started, as far as the host can; returns its handle, never None.
 
-        `masks` waits for the masks of the constrained slots: it is called at most once, as late as it can be. Without
-        it, a step that has such slots is computed up to its logits: `sample` must follow before the next launch.
+        It needs no token of the step before, which may be running: its numbers may be collected before this one is
+        started. Every step is started, before the next is built.
         """
         ...
 
-    def sample(self, handle: Any, masks: Callable[[], TokenMasks]) -> None:
-        """Choose the tokens of a step launched without the masks of its constrained slots; does not wait for them.
+    def start(self, handle: Any) -> None:
+        """Have the step that was built last computed, without waiting for it; other threads may run meanwhile.
 
-        Called once, for the step launched last. `masks` waits for the masks: it is called when there is nothing else
+        A step with constrained slots is computed up to its logits: `sample` must follow before the next is built.
+        """
+        ...
+
+    def launch(self, step: Step) -> Any:
+        """Build and start a step; returns its handle."""
+        ...
+
+    def sample(self, handle: Any, masks: Callable[[], TokenMasks]) -> None:
+        """Choose the tokens of a step that has constrained slots; does not wait for them.
+
+        Called once, for the step started last. `masks` waits for the masks: it is called when there is nothing else
         to do for this step.
         """
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,8 +147,6 @@ class Constraints:
         self._prepared: Future[bytes] | None = None
         self._jobs: Sequence[tuple[Constraint, tuple[int, ...]]] = ()
         self._slots: tuple[int, ...] = ()
-        self.work_s = 0.0
-        """How long it took to work out the last masks."""
 
     def begin(self, sampling: SamplingParams, output: Sequence[int]) -> Constraint:
         """Start to build what limits a sequence that has this output already."""
@@ -192,7 +189,6 @@ class Constraints:
 
     def _work(self, jobs: Sequence[tuple[Constraint, tuple[int, ...]]]) -> bytes:
         """One row for each job; rows of constraints that have failed allow everything: their tokens are dropped."""
-        begun = time.monotonic()
         matchers: list[Matcher | None] = []
         for constraint, token_ids in jobs:
             try:
@@ -204,9 +200,7 @@ class Constraints:
         for (constraint, _), matcher, row in zip(jobs, matchers, self._grammar_rows(matchers), strict=True):
             made.append(self._row(constraint, row))
             constraint.force(matcher, made[-1], vocab_size=self._vocab_size)
-        rows = b"".join(made)
-        self.work_s = time.monotonic() - begun
-        return rows
+        return b"".join(made)
 
     def _grammar_rows(self, matchers: Sequence[Matcher | None]) -> list[bytes | str]:
         """What grammars allow, or what went wrong; all tokens where there is none."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.errors import ConfigError, ModelError
-from vllm_mlx.core.grammar import GrammarsFactory, TokenMasks
+from vllm_mlx.core.grammar import GrammarsFactory
 from vllm_mlx.core.log import get_logger
 from vllm_mlx.core.messages import (
     Abort,
@@ -126,9 +125,9 @@ class Engine:
             _close(runner)
 
     def _loop(self) -> None:
-        """While step N is computed, step N + 1 is planned and launched; only then are N's tokens waited for.
+        """While step N is computed, step N + 1 is planned, built and started; only then are N's tokens waited for.
 
-        Unless N waits for masks and the device waits for the host: see `Overlap`.
+        Or before it is started, where the device waits for the host, and the host for masks: see `Overlap`.
         """
         while self._receive():
             self._round()
@@ -139,16 +138,16 @@ class Engine:
         self._sample()
         step = self._scheduler.plan()
         is_constrained = step is not None and bool(step.constrained)
+        built = self._build(step)
         if is_constrained and self._overlap.collects_first:
             waited_s = self._collect()
             self._prepare_masks()
-            are_first = self._overlap.makes_masks_first(self._constraints.work_s)
-            self._in_flight = self._launch(step, masks=self._constraints.masks if are_first else None)
+            self._start(built)
         else:
-            launched = self._launch(step)
+            self._start(built)
             waited_s = self._collect()
-            self._in_flight = launched
             self._prepare_masks()
+        self._in_flight = built
         if is_constrained:
             self._overlap.observe(waited_s, time.monotonic() - begun)
 
@@ -170,21 +169,25 @@ class Engine:
                     return False
         return True
 
-    def _launch(self, step: Step | None, *, masks: Callable[[], TokenMasks] | None = None) -> Any:
-        """Start the next step; its handle, or None if nothing can be computed now. See `Runner.launch`."""
+    def _build(self, step: Step | None) -> Any:
+        """Get the next step ready; its handle, or None if nothing can be computed now."""
         if step is None:
             return None
         self._is_resting = False
         self.step_started_at = self.step_started_at or time.monotonic()
-        return self._runner.launch(step, masks)
+        return self._runner.build(step)
+
+    def _start(self, built: Any) -> None:
+        if built is not None:
+            self._runner.start(built)
 
     def _sample(self) -> None:
-        """Have the tokens of the step in flight chosen, if it was launched without its masks."""
+        """Have the tokens of the step in flight chosen, if grammars have a say in that."""
         if self._constraints.has_prepared:
             self._runner.sample(self._in_flight, self._constraints.masks)
 
     def _prepare_masks(self) -> None:
-        """All tokens before those of the step in flight are known: work out, while it runs, what these may be."""
+        """All tokens before those of the step planned last are known: work out, while it runs, what these may be."""
         launched = self._scheduler.uncommitted
         if launched is not None and launched.constrained:
             self._constraints.prepare(launched.step.constrained, launched.constrained)

@@ -13,41 +13,24 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import msgspec
-import numpy as np
 
 from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.decode_inputs import Arrays, DecodePlace, known_tokens
-from vllm_mlx.runner.drawing import COMPILED, Drawing, Draws, choose, draws_of, without_forbidden
+from vllm_mlx.runner.drawing import COMPILED, Drawing, Draws, choose, draws_of
 from vllm_mlx.runner.fused_heads import FusedHeads
 from vllm_mlx.runner.kernel_pages import KernelPages
 from vllm_mlx.runner.layers import ModelLayers
-from vllm_mlx.runner.sampler import PADDING, Words
+from vllm_mlx.runner.sampler import PADDING
 
 FIRST_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Row counts that are warmed before a server is ready; larger ones are multiples of the last step."""
 SIZE_STEP = 32
-WORD_BITS = 32
 
 
 def row_sizes(max_rows: int) -> tuple[int, ...]:
     """The row counts that steps are padded to, ascending; the last one holds `max_rows`."""
     sizes = (*FIRST_SIZES, *range(FIRST_SIZES[-1] + SIZE_STEP, max_rows + SIZE_STEP, SIZE_STEP))
     return tuple(size for size, before in zip(sizes, (0, *sizes), strict=False) if before < max_rows)
-
-
-class _Shape(msgspec.Struct, frozen=True):
-    """What a step is compiled for."""
-
-    size: int
-    drawing: Drawing | None
-    """None: the step ends at its logits."""
-    is_masked: bool
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether it should be compiled before anybody is served."""
-        return self.size <= FIRST_SIZES[-1] and self.drawing is not None and not self.is_masked
 
 
 class DecodeStep:
@@ -81,23 +64,13 @@ class DecodeStep:
         return self._padded_logits(rows, last_tokens, num_rows=self.size(len(rows)))[: len(rows)]
 
     def tokens(
-        self,
-        rows: Sequence[DecodeRow],
-        last_tokens: mx.array,
-        drawing: Drawing,
-        draws: Draws,
-        *,
-        words: Callable[[int], Words] | None = None,
+        self, rows: Sequence[DecodeRow], last_tokens: mx.array, *, drawing: Drawing, draws: Draws
     ) -> tuple[mx.array, mx.array]:
         """The next tokens int32 [size], and `last_tokens` with them in their slots; `draws` are padded to the size.
 
-        A slot has one row, whose token is its last one. `words(size)` waits for the masks [size, words] of what
-        may be chosen: it is called when everything else is ready.
+        A slot has one row, whose token is its last one.
         """
-        size = draws["seeds"].size
-        arrays = self._inputs.arrays(rows, num_rows=size)
-        if words is not None:
-            arrays["words"] = mx.array(words(size))
+        arrays = self._inputs.arrays(rows, num_rows=draws["seeds"].size)
         tokens, last_tokens, self._order.token = self._function(drawing)(
             arrays, self._inputs.tables, last_tokens, self._order.token, draws
         )
@@ -106,7 +79,7 @@ class DecodeStep:
     @property
     def num_urgent(self) -> int:
         """How many of the shapes not compiled yet should be warmed before anybody is served."""
-        return sum(shape.is_urgent for shape in self._cold)
+        return sum(size <= FIRST_SIZES[-1] and drawing is not None for size, drawing in self._cold)
 
     def warm_one(self, last_tokens: mx.array) -> bool:
         """Compile the next shape and run it on padding alone; False if none is left.
@@ -116,9 +89,14 @@ class DecodeStep:
         """
         if not self._cold:
             return False
-        shape, token = self._cold.pop(0), self._order.token
+        (size, drawing), token = self._cold.pop(0), self._order.token
         try:
-            mx.eval(self._padding(shape, last_tokens), self._order.token)
+            if drawing is None:
+                result = self._padded_logits((), last_tokens, num_rows=size)
+            else:
+                draws = draws_of([PADDING] * size, [0] * size)
+                result, _ = self.tokens((), last_tokens, drawing=drawing, draws=draws)
+            mx.eval(result, self._order.token)
         except (RuntimeError, ValueError):
             self._order.token = token  # the new one may never be there
             raise
@@ -129,14 +107,6 @@ class DecodeStep:
         self._functions.clear()
         self._cold.clear()
 
-    def _padding(self, shape: _Shape, last_tokens: mx.array) -> mx.array:
-        """A step of padding alone."""
-        if shape.drawing is None:
-            return self._padded_logits((), last_tokens, num_rows=shape.size)
-        num_words, draws = -(-self._layers.vocab_size // WORD_BITS), draws_of([PADDING] * shape.size, [0] * shape.size)
-        words = (lambda size: np.zeros((size, num_words), np.uint32)) if shape.is_masked else None
-        return self.tokens((), last_tokens, shape.drawing, draws, words=words)[0]
-
     def _padded_logits(self, rows: Sequence[DecodeRow], last_tokens: mx.array, *, num_rows: int) -> mx.array:
         """Logits [num_rows, vocab]."""
         arrays = self._inputs.arrays(rows, num_rows=num_rows)
@@ -145,12 +115,11 @@ class DecodeStep:
         logits, self._order.token = self._function(None)(arrays, self._inputs.tables, last_tokens, self._order.token)
         return logits
 
-    def _shapes(self) -> Iterator[_Shape]:
-        """All shapes, those first that are met first."""
-        kinds = [*((drawing, False) for drawing in (*COMPILED, None)), *((drawing, True) for drawing in COMPILED)]
+    def _shapes(self) -> Iterator[tuple[int, Drawing | None]]:
+        """All shapes, those first that are met first; without a drawing the step ends at the logits."""
         first = [size for size in self._sizes if size <= FIRST_SIZES[-1]]
         for sizes in (first, self._sizes[len(first) :]):
-            yield from (_Shape(size, drawing, is_masked) for drawing, is_masked in kinds for size in sizes)
+            yield from ((size, drawing) for drawing in (*COMPILED, None) for size in sizes)
 
     def _function(self, drawing: Drawing | None) -> Callable[..., Any]:
         if drawing not in self._functions:
@@ -171,11 +140,8 @@ class DecodeStep:
                 after = self._order.token
             if drawing is None or draws is None:
                 return logits, after
-            positions = (place.offset + 1).astype(mx.uint32)
-            logits = logits.astype(mx.float32)
-            if "words" in arrays:
-                logits = without_forbidden(logits, arrays["words"])
-            tokens = choose(drawing, logits, draws, positions=positions)
+            keys = mx.stack([draws["seeds"], (place.offset + 1).astype(mx.uint32)], axis=-1)
+            tokens = choose(drawing, logits.astype(mx.float32), draws, keys=keys)
             last_tokens[place.slots] = tokens
             return tokens, last_tokens, after
 

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import msgspec
+import numpy as np
 
 from vllm_mlx.core.sampling import SamplingParams
 
 NEGATIVE_INFINITY = float("-inf")
 MIN_CANDIDATES = 64
+WORD_BITS = 32
 
 Draws = dict[str, mx.array]
 """Parameters of rows, each [rows, 1], but `is_greedy` and `seeds` [rows]."""
@@ -35,6 +37,11 @@ class Drawing(msgspec.Struct, frozen=True):
     """Some rows limit the candidates by top_k or top_p."""
     num_candidates: int | None = None
     """The most that top_k lets through, rounded up; None where a nucleus may be as large as the vocabulary."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no row limits its candidates."""
+        return not (self.has_min_p or self.has_top)
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams]) -> Drawing:
@@ -59,9 +66,9 @@ COMPILED = (GREEDY, PLAIN)
 
 def compiled_drawing(drawing: Drawing) -> Drawing | None:
     """The one of `COMPILED` that does what `drawing` does; None if none does."""
-    if not drawing.draws:
-        return GREEDY
-    return None if drawing.has_min_p or drawing.has_top else PLAIN
+    if not drawing.is_plain:
+        return None
+    return PLAIN if drawing.draws else GREEDY
 
 
 def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int]) -> Draws:
@@ -82,25 +89,25 @@ def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int]) -> Draws:
 
 def without_forbidden(logits: mx.array, words: mx.array) -> mx.array:
     """Float32 logits [rows, vocab] without the tokens that the masks uint32 [rows, words] do not allow."""
-    bits = words[:, :, None] & mx.left_shift(mx.array(1, mx.uint32), mx.arange(32, dtype=mx.uint32))
-    allowed = (bits != 0).reshape(words.shape[0], -1)[:, : logits.shape[-1]]
+    bits = mx.array(np.left_shift(1, np.arange(WORD_BITS, dtype=np.uint32)))  # in a compiled step a constant
+    allowed = ((words[:, :, None] & bits) != 0).reshape(words.shape[0], -1)[:, : logits.shape[-1]]
     return mx.where(allowed, logits, NEGATIVE_INFINITY)
 
 
-def choose(drawing: Drawing, logits: mx.array, draws: Draws, *, positions: mx.array) -> mx.array:
+def choose(drawing: Drawing, logits: mx.array, draws: Draws, *, keys: mx.array) -> mx.array:
     """The best token of greedy rows, a draw for the others; int32 [rows].
 
-    `logits` float32 [rows, vocab]; `positions` uint32 [rows] says where the chosen tokens will stand.
+    `logits` float32 [rows, vocab]; `keys` uint32 [rows, 2]: seeds, and positions where the chosen tokens will stand.
     """
     if not drawing.draws:
-        return mx.argmax(logits, axis=-1).astype(mx.int32)
-    drawn = _draw(drawing, logits, draws, positions)
+        return mx.argmax(logits, axis=-1).view(mx.int32)
+    drawn = _draw(drawing, logits, draws, keys)
     if drawing.has_greedy:
         drawn = mx.where(draws["is_greedy"], mx.argmax(logits, axis=-1), drawn)
-    return drawn.astype(mx.int32)
+    return drawn.view(mx.int32)  # of the same size, so that nothing is computed
 
 
-def _draw(drawing: Drawing, logits: mx.array, draws: Draws, positions: mx.array) -> mx.array:
+def _draw(drawing: Drawing, logits: mx.array, draws: Draws, keys: mx.array) -> mx.array:
     scaled = logits / draws["temperature"]
     if drawing.has_min_p:
         least = mx.max(scaled, axis=-1, keepdims=True) + draws["log_min_p"]
@@ -108,7 +115,7 @@ def _draw(drawing: Drawing, logits: mx.array, draws: Draws, positions: mx.array)
     if drawing.has_top:
         least = _threshold(scaled, draws["top_k"], draws["top_p"], num_candidates=drawing.num_candidates)
         scaled = mx.where(scaled >= least, scaled, NEGATIVE_INFINITY)
-    return mx.argmax(scaled + _gumbel(mx.stack([draws["seeds"], positions], axis=-1), logits.shape[-1]), axis=-1)
+    return mx.argmax(scaled + _gumbel(keys, logits.shape[-1]), axis=-1)
 
 
 def _threshold(scaled: mx.array, top_k: mx.array, top_p: mx.array, *, num_candidates: int | None) -> mx.array:

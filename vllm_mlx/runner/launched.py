@@ -24,8 +24,8 @@ class Unsampled(msgspec.Struct, frozen=True, eq=False):
     """Of all their rows."""
 
 
-class Launched(msgspec.Struct, frozen=True, eq=False):
-    """A step under way."""
+class Launched(msgspec.Struct, eq=False):
+    """A step that is built or under way."""
 
     step: Step
     sampled: list[Sampled]
@@ -36,12 +36,13 @@ class Launched(msgspec.Struct, frozen=True, eq=False):
     written: list[mx.array]
     """All arrays that the step changes: evaluating them carries it out. Emptied once they are under way."""
     marker: mx.array | None
-    """A number that is there when the step is done; None if it computes nothing."""
-    launched_at: float
+    """A number that is there when the step is done; None if its tokens tell, or it computes nothing."""
     checkpoint_bytes: tuple[int, ...]
     exports: Exports
     scores: dict[int, Scores]
     """By slot, of the chunks whose prompt tokens are scored."""
+    launched_at: float = 0.0
+    """When it was started, by `time.monotonic()`."""
 
     def chosen(self) -> tuple[dict[int, int], dict[int, TokenLogprobs | None]]:
         """By slot the tokens, and log-probabilities if any were asked; waits for them."""

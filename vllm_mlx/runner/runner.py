@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +48,7 @@ from vllm_mlx.runner.rows import (
     batch_layers,
     fresh_singles,
 )
-from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler, mask_words
+from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
 from vllm_mlx.runner.scoring import PromptScorer
 
 log = get_logger("runner")
@@ -93,29 +92,22 @@ class MlxRunner:
         """Facts about the loaded model."""
         return self._info
 
-    def launch(self, step: Step, masks: Callable[[], TokenMasks] | None = None) -> Launched:
-        """Build the step's graph and start it; on a CPU, start the step before and hold this one back.
-
-        On a CPU a start blocks until all but the last few operations are done. Started here, a step would make the
-        tokens of the one before wait for it. Started with the next launch, and without the sampler's many small
-        operations, its last and largest one, the output projection, runs while the next step is built.
-        """
-        launched_at = time.monotonic()
+    def build(self, step: Step) -> Launched:
+        """Build the step's graph; on a CPU, start the step before first, see `start`."""
         self._start_held_back()
         exports = self._start_exports(step)
         imported = self._import(step)
         self._pages.copy(step.copies)
         self._take_slots(step)
         self._checkpoints.drop(step.dropped)
-        masks = functools.cache(masks) if masks and step.constrained else None
-        sampled, order, logits = self._decode(step, masks)
+        sampled, order, logits = self._decode(step)
         for rows, last in self._prefill(step.prefills):
             if rows[-1].samples:
                 order += [SampledRow(row.slot, row.start + len(row.token_ids)) for row in rows]
                 logits.append(last)
         unsampled = [Unsampled(logits, order[-sum(part.shape[0] for part in logits) :])] if logits else []
-        if masks or not step.constrained:
-            sampled += [self._sample(rows, masks() if masks else None) for rows in unsampled]
+        if not step.constrained:
+            sampled += [self._sample(rows) for rows in unsampled]
             unsampled.clear()
         kept = [*self._take_checkpoints(step), *imported]
         slots = tuple(row.slot for row in order)
@@ -126,16 +118,30 @@ class MlxRunner:
         if sampled and (not self._holds_back or not step.decodes):
             # Only a decode reads them: without it, step after step would pile up on graphs that nobody evaluates.
             written.append(self._last_tokens)
-        marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens else None
+        marker = written[-1].reshape(-1)[:1] + 0 if step.num_tokens and not order else None
         sizes = tuple(checkpoint.nbytes for checkpoint in kept)
-        launched = Launched(step, sampled, unsampled, slots, written, marker, launched_at, sizes, exports, scores)
-        self._held_back = launched
+        return Launched(step, sampled, unsampled, slots, written, marker, sizes, exports, scores)
+
+    def start(self, handle: Launched) -> None:
+        """Start a step that was built; on a CPU, hold it back until the next one is built, or its tokens are wanted.
+
+        On a CPU a start blocks until all but the last few operations are done. Started here, a step would make the
+        tokens of the one before wait for it. Started with the next one, and without the sampler's many small
+        operations, its last and largest one, the output projection, runs while the next step is built.
+        """
+        handle.launched_at = time.monotonic()
+        self._held_back = handle
         if not self._holds_back:
             self._start_held_back()
-        return launched
+
+    def launch(self, step: Step) -> Launched:
+        """Build a step and start it."""
+        built = self.build(step)
+        self.start(built)
+        return built
 
     def sample(self, handle: Launched, masks: Callable[[], TokenMasks]) -> None:
-        """Choose the tokens of a step that was launched without its masks, and start that; see `Runner`.
+        """Choose the tokens of a step with constrained slots, and start that; see `Runner`.
 
         The step is started first, so that on a CPU, too, it runs while the masks are worked out.
         """
@@ -296,9 +302,7 @@ class MlxRunner:
                 self._scorer.take(row, logits[0])
                 yield (row,), logits[:, -1]
 
-    def _decode(
-        self, step: Step, masks: Callable[[], TokenMasks] | None
-    ) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
+    def _decode(self, step: Step) -> tuple[list[Sampled], list[SampledRow], list[mx.array]]:
         """Tokens of the decoding rows, or what they must still be sampled from, and the order of the rows."""
         rows = step.decodes
         if not rows:
@@ -308,12 +312,12 @@ class MlxRunner:
                 self._sampler.append(row.slot, row.token_id)
         order = [SampledRow(row.slot, row.position + 1) for row in rows if row.samples]
         if (function := self._compiled.decode) is not None:
-            is_plain = (masks or not step.constrained) and all(row.samples and row.token_id is None for row in rows)
+            is_plain = not step.constrained and all(row.samples and row.token_id is None for row in rows)
             compiled = self._sampler.compiled(order, num_rows=function.size(len(rows))) if is_plain else None
             if compiled is None:
                 return [], order, sampled_only(function.logits(rows, self._last_tokens), rows)
-            words = (lambda size: mask_words(masks(), order, num_rows=size)) if masks else None
-            tokens, self._last_tokens = function.tokens(rows, self._last_tokens, *compiled, words=words)
+            drawing, draws = compiled
+            tokens, self._last_tokens = function.tokens(rows, self._last_tokens, drawing=drawing, draws=draws)
             return [Sampled(tokens, num_rows=len(rows))], order, []
         ordered, logits = self._decode_eagerly(rows)
         order = [SampledRow(row.slot, row.position + 1) for row in ordered if row.samples]
@@ -380,8 +384,7 @@ class MlxRunner:
     def _sample(self, rows: Unsampled, masks: TokenMasks | None = None) -> Sampled:
         """Tokens of all rows, in order."""
         logits = rows.logits[0] if len(rows.logits) == 1 else mx.concatenate(rows.logits)
-        sampled = self._sampler.sample(logits, rows.order, masks=masks)
-        self._last_tokens[mx.array([row.slot for row in rows.order])] = sampled.tokens
+        sampled, self._last_tokens = self._sampler.sample(logits, rows.order, self._last_tokens, masks=masks)
         return sampled
 
     def _written(self, step: Step) -> list[mx.array]:

@@ -28,7 +28,6 @@ from vllm_mlx.runner.drawing import (
 )
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
-"""Masks, [rows, words]: bit i of word w allows token 32 w + i."""
 
 PADDING = SamplingParams(temperature=0.0)
 """Of rows that are there for the shape's sake."""
@@ -71,6 +70,26 @@ class _LazyLogprobs(msgspec.Struct, frozen=True):
         return tuple(found)
 
 
+class _Batch(msgspec.Struct, frozen=True, eq=False):
+    """What stays as it is while the same slots are sampled."""
+
+    numbers: tuple[int, ...]
+    """The slots, without the padding behind them."""
+    num_padded: int
+    drawing: Drawing
+    draws: Draws
+    index: mx.array
+    """The slots, int32 [rows]."""
+    seeds: Words
+    """Padding included."""
+
+    def keys(self, positions: Sequence[int]) -> mx.array:
+        """Of what is drawn for these positions; uint32 [rows, 2]."""
+        keys = np.empty((len(positions), 2), np.uint32)
+        keys[:, 0], keys[:, 1] = self.seeds, positions
+        return mx.array(keys)
+
+
 class _Slot:
     """What the sampler remembers of one sequence."""
 
@@ -105,14 +124,14 @@ class Sampler:
     def __init__(self, vocab_size: int, *, compiles: bool = False) -> None:
         self._vocab_size = vocab_size
         self._compiles = compiles
-        self._functions: dict[Drawing, Callable[..., mx.array]] = {}
+        self._functions: dict[tuple[bool, bool], Callable[..., tuple[mx.array, mx.array]]] = {}
         self._slots: dict[int, _Slot] = {}
-        self._draws: tuple[tuple[Any, ...], Drawing, Draws] | None = None
+        self._batch: _Batch | None = None
 
     def add(self, new: NewSequence) -> None:
         """A sequence takes a slot."""
         self._slots[new.slot] = _Slot(new, self._vocab_size)
-        self._draws = None
+        self._batch = None
 
     def append(self, slot: int, token_id: int) -> None:
         """A token that was not sampled joins the slot's sequence."""
@@ -123,59 +142,73 @@ class Sampler:
     def remove(self, slot: int) -> None:
         """The slot's sequence is gone."""
         self._slots.pop(slot, None)
-        self._draws = None
+        self._batch = None
 
-    def sample(self, logits: mx.array, rows: Sequence[SampledRow], *, masks: TokenMasks | None = None) -> Sampled:
-        """Choose a token per row of `logits` [rows, vocab]. Nothing is evaluated."""
-        drawing, draws = self._draws_of(rows, num_padded=0)
-        positions = mx.array([row.position for row in rows], dtype=mx.uint32)
-        preset = compiled_drawing(drawing)
-        if self._compiles and masks is not None and preset is not None and self._are_plain(rows):
-            words = mx.array(mask_words(masks, rows, num_rows=len(rows)))
-            return Sampled(self._masked(preset)(logits, words, draws, positions), len(rows))
+    def sample(
+        self, logits: mx.array, rows: Sequence[SampledRow], last_tokens: mx.array, *, masks: TokenMasks | None = None
+    ) -> tuple[Sampled, mx.array]:
+        """Choose a token per row of `logits` [rows, vocab]; also `last_tokens` with them in their slots.
+
+        Nothing is evaluated.
+        """
+        batch = self._batch_of(rows, num_padded=0)
+        keys = batch.keys([row.position for row in rows])
+        if self._compiles and masks is not None and batch.drawing.is_plain and self._are_plain(rows):
+            words = mx.array(_mask_words(masks, rows))
+            choose_masked = self._masked(batch.drawing)
+            tokens, last_tokens = choose_masked(logits, words, batch.draws, keys, batch.index, last_tokens)
+            return Sampled(tokens, len(rows)), last_tokens
         slots = [self._slots[row.slot] for row in rows]
         logits = raw = logits.astype(mx.float32)
         logits = self._penalised(logits, slots)
         logits = _biased(logits, slots, rows)
         if masks is not None:
-            logits = without_forbidden(logits, mx.array(mask_words(masks, rows, num_rows=len(rows))))
-        tokens = choose(drawing, logits, draws, positions=positions)
+            logits = without_forbidden(logits, mx.array(_mask_words(masks, rows)))
+        tokens = choose(batch.drawing, logits, batch.draws, keys=keys)
         for i, slot in enumerate(slots):
             if slot.counts is not None:
                 slot.counts = slot.counts.at[tokens[i]].add(1)
-        return Sampled(tokens, len(rows), _logprobs(raw, tokens, slots))
+        last_tokens[batch.index] = tokens
+        return Sampled(tokens, len(rows), _logprobs(raw, tokens, slots)), last_tokens
 
     def compiled(self, rows: Sequence[SampledRow], *, num_rows: int) -> tuple[Drawing, Draws] | None:
         """What a compiled step needs to choose the tokens of `rows`, padded to `num_rows`; None if it cannot."""
         if not self._are_plain(rows):
             return None
-        drawing, draws = self._draws_of(rows, num_padded=num_rows - len(rows))
-        preset = compiled_drawing(drawing)
-        return None if preset is None else (preset, draws)
+        batch = self._batch_of(rows, num_padded=num_rows - len(rows))
+        preset = compiled_drawing(batch.drawing)
+        return None if preset is None else (preset, batch.draws)
 
     def _are_plain(self, rows: Sequence[SampledRow]) -> bool:
         return all(self._slots[row.slot].is_plain(row.position) for row in rows)
 
-    def _masked(self, drawing: Drawing) -> Callable[..., mx.array]:
-        """Tokens int32 [rows] of logits [rows, vocab], masks, draws and positions."""
-        if drawing not in self._functions:
+    def _masked(self, drawing: Drawing) -> Callable[..., tuple[mx.array, mx.array]]:
+        """Tokens int32 [rows] of logits [rows, vocab], and the last tokens with them in their slots."""
+        kind = (drawing.draws, drawing.has_greedy)
+        if kind not in self._functions:
 
-            def forward(logits: mx.array, words: mx.array, draws: Draws, positions: mx.array) -> mx.array:
-                logits = without_forbidden(logits.astype(mx.float32), words)
-                return choose(drawing, logits, draws, positions=positions)
+            def forward(
+                logits: mx.array, words: mx.array, draws: Draws, keys: mx.array, index: mx.array, last_tokens: mx.array
+            ) -> tuple[mx.array, mx.array]:
+                tokens = choose(drawing, without_forbidden(logits.astype(mx.float32), words), draws, keys=keys)
+                last_tokens[index] = tokens
+                return tokens, last_tokens
 
-            self._functions[drawing] = mx.compile(forward)
-        return self._functions[drawing]
+            self._functions[kind] = mx.compile(forward)
+        return self._functions[kind]
 
-    def _draws_of(self, rows: Sequence[SampledRow], *, num_padded: int) -> tuple[Drawing, Draws]:
+    def _batch_of(self, rows: Sequence[SampledRow], *, num_padded: int) -> _Batch:
         """Parameters of these rows and of padding behind them; kept while the same slots are sampled."""
-        key = (num_padded, *(row.slot for row in rows))
-        if self._draws is None or self._draws[0] != key:
-            slots = [self._slots[row.slot] for row in rows]
+        numbers = tuple(row.slot for row in rows)
+        if self._batch is None or self._batch.numbers != numbers or self._batch.num_padded != num_padded:
+            slots = [self._slots[number] for number in numbers]
             params = [slot.params for slot in slots] + [PADDING] * num_padded
             seeds = [slot.seed for slot in slots] + [0] * num_padded
-            self._draws = (key, Drawing.of([slot.params for slot in slots]), draws_of(params, seeds))
-        return self._draws[1:]
+            drawing, index = Drawing.of([slot.params for slot in slots]), mx.array(numbers, dtype=mx.int32)
+            self._batch = _Batch(
+                numbers, num_padded, drawing, draws_of(params, seeds), index, np.array(seeds, np.uint32)
+            )
+        return self._batch
 
     def _penalised(self, logits: mx.array, slots: Sequence[_Slot]) -> mx.array:
         """Repetition (multiplicative, CTRL), frequency and presence penalties (additive, OpenAI)."""
@@ -193,14 +226,14 @@ class Sampler:
         return logits - counts * frequency - (counts > 0) * presence
 
 
-def mask_words(masks: TokenMasks, rows: Sequence[SampledRow], *, num_rows: int) -> Words:
-    """Each row's mask, [num_rows, words]; rows without one, and padding, may take all tokens."""
+def _mask_words(masks: TokenMasks, rows: Sequence[SampledRow]) -> Words:
+    """Each row's mask, [rows, words]; rows without one may take all tokens."""
     words = np.frombuffer(masks.words, dtype="<u4").reshape(len(masks.slots), -1)
     slots = tuple(row.slot for row in rows)
-    if slots == masks.slots and num_rows == len(slots):
+    if slots == masks.slots:
         return words
     index = {slot: i for i, slot in enumerate(masks.slots)}
-    all_words = np.full((num_rows, words.shape[1]), 0xFFFFFFFF, np.uint32)
+    all_words = np.full((len(rows), words.shape[1]), 0xFFFFFFFF, np.uint32)
     for i, slot in enumerate(slots):
         if slot in index:
             all_words[i] = words[index[slot]]

@@ -108,11 +108,12 @@ class FakeRunner:
         """Slots that hold a sequence now."""
         return tuple(sorted(self._slots))
 
-    def launch(self, step: Step, masks: Callable[[], TokenMasks] | None = None) -> Any:
-        """Carry out a step. Raises ContractError if it breaks a promise."""
+    def build(self, step: Step) -> Any:
+        """Take a step. Raises ContractError if it breaks a promise."""
         expect(not self._is_closed, "a step after close()")
-        is_waiting = bool(self._launched) and not self._launched[-1].is_sampled
-        expect(not is_waiting, "a launch before the constrained slots of the last one were sampled")
+        last = self._launched[-1] if self._launched else None
+        expect(last is None or last.is_started, "a step is built before the last one was started")
+        expect(last is None or last.is_sampled, "a step before the constrained slots of the last one were sampled")
         expect(step.number > self._last_number, f"step {step.number} after step {self._last_number}")
         self._last_number = step.number
         self._check_rows(step)
@@ -129,7 +130,6 @@ class FakeRunner:
         sampled = [slot for slot in decoded + prefilled if slot is not None]
         vocab_size = self._info.vocab_size
         scores = tuple(prompt_logprobs(row, self._slots[row.slot], vocab_size=vocab_size) for row in step.prefills)
-        self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
         sizes = [self._keep(slot, number) for slot, number in step.checkpoints]
         sizes += [len(payload) for _, payload in step.checkpoint_imports]
         result = StepResult(
@@ -140,18 +140,30 @@ class FakeRunner:
             checkpoint_bytes=tuple(sizes),
             elapsed_s=self._step_s,
         )
-        handle = Handle(step, result, self._ready_at, sampled)
+        handle = Handle(step, result, sampled)
         self._launched.append(handle)
         self._check_constrained(handle)
         if not step.constrained:
             self._choose(handle, {})
-        elif masks is not None:
-            self.sample(handle, masks)
+        return handle
+
+    def start(self, handle: Any) -> None:
+        """Begin to wait for a step. Raises ContractError if it is not the one that was built last."""
+        expect(bool(self._launched) and self._launched[-1] is handle, "only the step built last can be started")
+        expect(not handle.is_started, "a step is started twice")
+        handle.is_started = True
+        handle.ready_at = self._ready_at = max(time.monotonic(), self._ready_at) + self._step_s
+
+    def launch(self, step: Step) -> Any:
+        """Build and start a step."""
+        handle = self.build(step)
+        self.start(handle)
         return handle
 
     def sample(self, handle: Any, masks: Callable[[], TokenMasks]) -> None:
         """Choose the tokens of a step with constrained slots. Raises ContractError if the masks are not theirs."""
-        expect(bool(self._launched) and self._launched[-1] is handle, "only the step launched last can be sampled")
+        expect(bool(self._launched) and self._launched[-1] is handle, "only the step built last can be sampled")
+        expect(handle.is_started, "a step is sampled before it was started")
         expect(not handle.is_sampled, "a step is sampled twice")
         self._choose(handle, allowed_tokens(masks(), handle.step.constrained, vocab_size=self._info.vocab_size))
 
@@ -159,6 +171,7 @@ class FakeRunner:
         """Wait until the step is done. Raises ContractError if an earlier one was not collected."""
         expect(bool(self._launched) and self._launched[0] is handle, "steps are collected in launch order, once each")
         done = self._launched.popleft()
+        expect(done.is_started, "a step is collected before it was started")
         expect(done.is_sampled, "a step with constrained slots is collected before it was sampled")
         if self._step_s:
             time.sleep(max(0.0, done.ready_at - time.monotonic()))

@@ -48,10 +48,11 @@ class StagedBytes:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """A launched step: its numbers, and when the imaginary device has them ready."""
+    """A step that was built: its numbers, and when the imaginary device has them ready."""
 
     step: Step
     result: StepResult
-    ready_at: float
     sampled: list[Slot]
+    ready_at: float = 0.0
+    is_started: bool = False
     is_sampled: bool = False
