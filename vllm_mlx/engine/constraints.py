@@ -32,6 +32,8 @@ class Constraint:
         self._built = built
         self._matcher: Matcher | None = None
         """Its grammar's, once it is known to be built."""
+        self._end_token_ids: frozenset[int] = frozenset()
+        """Its grammar's, once they are known, too."""
         self._yields = yields
         self._rules = rules
         self._last = deque(output, maxlen=rules.num_remembered)
@@ -60,6 +62,7 @@ class Constraint:
         """It cannot be followed any further; a grammar that yields is dropped."""
         if self._yields and self._built is not None:
             self._built = self._matcher = None
+            self._end_token_ids = frozenset()
             log.warning("tool calls of an answer are not held to their schemas: %s", reason)
             return
         subject = "The lists of tokens" if self._built is None else "The grammar"
@@ -67,20 +70,26 @@ class Constraint:
 
     def ends_with(self, token_id: int) -> bool:
         """Whether its grammar has an output that ends with this token complete. Waits for the matcher."""
-        if self._built is None or self._built.exception() is not None:
-            return False
-        return token_id in self._built.result()[0].end_token_ids
+        if self._matcher is None and self._built is not None and self._built.exception() is None:
+            self._take()
+        return token_id in self._end_token_ids
 
     def advance(self, token_ids: Sequence[int]) -> Matcher | None:
         """Take more output; returns the matcher, if there is a grammar. Raises GrammarError."""
-        if self._matcher is None and self._built is not None:
-            self._matcher = self._built.result()[1]
+        if self._matcher is None:
+            self._take()
         if token_ids:
             if self._matcher is not None:
                 self._matcher.advance(token_ids)
             self.num_taken += len(token_ids)
             self._last.extend(token_ids)
         return self._matcher
+
+    def _take(self) -> None:
+        """Wait for the matcher, if there is a grammar, and keep it. Raises GrammarError."""
+        if self._built is not None:
+            grammars, self._matcher = self._built.result()
+            self._end_token_ids = grammars.end_token_ids
 
     def force(self, matcher: Matcher | None, row: bytes, *, vocab_size: int) -> None:
         """Note what must follow the token that `row` allows, if it is the only one.
@@ -106,8 +115,8 @@ class Constraint:
             return row
         tokens = int.from_bytes(row, "little")
         left = self._rules.left(tokens, tuple(self._last))
-        if not left and self._built is not None:
-            left = sum(1 << end for end in self._built.result()[0].end_token_ids) & tokens
+        if not left:
+            left = sum(1 << end for end in self._end_token_ids) & tokens
         if not left:
             raise GrammarError("allowed_token_ids and bad_words leave no token here.")
         return self._rules.not_yet_ending(left, num_output=self.num_taken).to_bytes(len(row), "little")

@@ -247,7 +247,7 @@ class Scheduler:
                 continue
             if not self._make_room(sequence) or not can_decode:
                 continue
-            if sequence.constraint is not None and self._info.chunked_decode:
+            if sequence.has_chunk and self._info.chunked_decode:
                 num_spare -= self._plan_chunk(sequence, draft, max_rows=1 + num_spare) - 1
                 continue
             page_ids, others = self._kv.row_tables(sequence.request_id)

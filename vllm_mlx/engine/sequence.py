@@ -134,6 +134,14 @@ class Sequence:
         return self.num_computed >= self.num_to_prefill and self.num_tokens < self.max_len
 
     @property
+    def has_chunk(self) -> bool:
+        """Whether more than its last sampled token may be known, or known to follow, and not be computed."""
+        constraint = self.constraint
+        if constraint is None:
+            return False
+        return bool(constraint.forced) or self.num_computed < self.forced_start + len(self.forced)
+
+    @property
     def following(self) -> tuple[int, ...]:
         """What must follow the one token that is being sampled; nothing where somebody asks for its odds."""
         constraint = self.constraint
