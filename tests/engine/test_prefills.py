@@ -126,6 +126,16 @@ def test_endless_short_prompts_take_no_more_than_half() -> None:
     assert 20 < number <= 40
 
 
+def test_what_is_left_of_a_step_goes_to_prompts_that_find_the_most_of_theirs() -> None:
+    queue = Queue(prefix_cache=True, min_chunk=20)
+    queue.add("first", (1, *range(100, 300)))
+    queue.steps_until_done("first")
+    for number in range(30):
+        queue.add(str(number), (1, *range(100, 299), 5000 + number, 6000))
+    steps = [queue.scheduler.plan(), queue.scheduler.plan()]
+    assert [sum(len(row.token_ids) for row in step.prefills) for step in steps if step] == [40, 20]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     budget=st.integers(1, 60),

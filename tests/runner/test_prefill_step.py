@@ -11,6 +11,7 @@ from plain_kernels import PlainKernels
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import PrefillRow, Runner
+from vllm_mlx.engine.pace import PrefillPace
 from vllm_mlx.runner import device, suffixes
 from vllm_mlx.runner.prefill_step import LENGTHS, PrefillStep
 
@@ -70,6 +71,8 @@ def test_suffixes_together_give_the_tokens_of_each_alone(
     compute = suffixes.logits
     monkeypatch.setattr(suffixes, "logits", lambda *args: (sizes.append(len(args[-1])), compute(*args))[1])
     runner = open_runner(name, kernels=PlainKernels(), max_num_seqs=8)
+    # The others are planned while the first is computed, when it is not known yet what a token costs.
+    monkeypatch.setattr(PrefillPace, "budget", lambda self, **_: self.max_tokens)
     found = run(runner, [first, *others], config=Config(max_num_seqs=8, prefill_step_size=512))
     assert_same(found, expected)
     assert sizes == together

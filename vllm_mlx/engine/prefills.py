@@ -78,6 +78,10 @@ class Prefills:
             if sequence.slot in computed:
                 continue
             size = self._chunk_size(sequence, budget, is_first=not draft.prefills)
+            if size == 0 and sequence.slot is None and budget > 0:
+                # What is left may be enough for what it does not find. Who does not fit all the same ends the pass.
+                self._look_up(sequence)
+                size = self._chunk_size(sequence, budget, is_first=not draft.prefills)
             if size == 0:
                 return
             if door.lets_in(sequence):
@@ -101,10 +105,13 @@ class Prefills:
             return sequence.num_computed
         if sequence.num_found is None and self._may_look_up and len(sequence.token_ids) > limit:
             self._may_look_up = False
-            blocks = sequence.submit.prompt.blocks
-            known = sequence.token_ids
-            sequence.num_found = self._kv.expect(sequence.request_id, known, salt=sequence.salt, blocks=blocks)
+            self._look_up(sequence)
         return sequence.num_found or 0
+
+    def _look_up(self, sequence: Sequence) -> None:
+        """See how much of a waiting one is there."""
+        known, blocks = sequence.token_ids, sequence.submit.prompt.blocks
+        sequence.num_found = self._kv.expect(sequence.request_id, known, salt=sequence.salt, blocks=blocks)
 
     def _compute(self, sequence: Sequence, size: int, draft: Draft) -> None:
         """A chunk of a running sequence, or as much of it as there are pages for."""
