@@ -14,7 +14,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,15 @@ class Times(NamedTuple):
     device_free: float
 
 
+@dataclass
+class Timed:
+    """A step, when it was begun, and when it is done."""
+
+    step: Step
+    begun: float
+    ready_at: float = 0.0
+
+
 class TimedRunner:
     """A `Runner` whose device only takes time. Tokens mean nothing."""
 
@@ -48,7 +57,6 @@ class TimedRunner:
         self._step_s = step_s
         self._launch_s = launch_s
         self._ready_at = 0.0
-        self._results: deque[StepResult] = deque()
         self.times: list[Times] = []
         self.info = RunnerInfo(
             vocab_size=50_000,
@@ -60,21 +68,22 @@ class TimedRunner:
             dtype="none",
         )
 
-    def launch(self, step: Step) -> float:
+    def build(self, step: Step) -> Timed:
         begun = time.perf_counter()
-        slots = step.sampled_slots
         while time.perf_counter() < begun + self._launch_s:
             pass
-        now = time.perf_counter()
-        if len(step.decodes) and not step.prefills:
-            self.times.append(Times(begun, now, self._ready_at))
-        self._ready_at = max(now, self._ready_at) + self._step_s
-        self._results.append(StepResult(step.number, tuple(range(1000, 1000 + len(slots))), elapsed_s=self._step_s))
-        return self._ready_at
+        return Timed(step, begun)
 
-    def collect(self, handle: float) -> StepResult:
-        time.sleep(max(0.0, handle - time.perf_counter()))
-        return self._results.popleft()
+    def start(self, handle: Timed) -> None:
+        now, step = time.perf_counter(), handle.step
+        if len(step.decodes) and not step.prefills:
+            self.times.append(Times(handle.begun, now, self._ready_at))
+        handle.ready_at = self._ready_at = max(now, self._ready_at) + self._step_s
+
+    def collect(self, handle: Timed) -> StepResult:
+        time.sleep(max(0.0, handle.ready_at - time.perf_counter()))
+        token_ids = tuple(range(1000, 1000 + len(handle.step.sampled_slots)))
+        return StepResult(handle.step.number, token_ids, elapsed_s=self._step_s)
 
     def memory(self) -> MemoryUse:
         return MemoryUse()

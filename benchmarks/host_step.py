@@ -1,13 +1,15 @@
 """Host time of one decode step: the scheduler's `plan()` and `commit()`, and what is sent to the server.
 
     python benchmarks/host_step.py [--rows 1,8,64,256] [--contexts 256,4096,32768] [--steps 200] [--rounds 5]
-                                   [--inputs vllm_mlx.runner.geometry:BatchPlace] [--output results.json]
+                                   [--inputs vllm_mlx.runner.geometry:BatchPlace] [--constrained]
+                                   [--output results.json]
 
 Real scheduler, real page tables, real messages; no runner: the results are made up between two measurements. Steps
 overlap as in the engine (N + 1 is planned before N is committed). `--inputs` also times a callable that is given the
-step's decode rows: what a runner does on the host to turn them into arrays. All times are medians in microseconds but
-`mean` and `worst`, which show the steps in which pages fill up and garbage is collected. Rounds alternate between the
-contexts, and the quietest round of each counts, so that a busy machine is not taken for a slow program.
+step's decode rows: what a runner does on the host to turn them into arrays. With `--constrained` all rows have a
+grammar, whose masks are nobody's and take no time. All times are medians in microseconds but `mean` and `worst`, which
+show the steps in which pages fill up and garbage is collected. Rounds alternate between the contexts, and the quietest
+round of each counts, so that a busy machine is not taken for a slow program.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ import msgspec
 
 from vllm_mlx.core.cachespec import CacheSpec, LayerSpec, Layout
 from vllm_mlx.core.config import Config
+from vllm_mlx.core.grammar import Matcher
 from vllm_mlx.core.messages import Outputs, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import DecodeRow, RunnerInfo, Step, StepResult
+from vllm_mlx.engine.constraints import Constraints
 from vllm_mlx.engine.scheduler import Scheduler
 
 PAGE_SIZE = 32
@@ -61,10 +65,29 @@ class Measured:
     """Garbage collections in 100 steps, of all generations."""
 
 
+class AnyText:
+    """A grammar, and where one is in it: nothing is forbidden, and no token ends a text."""
+
+    end_token_ids: frozenset[int] = frozenset()
+
+    def matcher(self, grammar: str) -> AnyText:
+        return self
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        pass
+
+    def forced(self) -> Sequence[int]:
+        return ()
+
+    def masks(self, matchers: Sequence[Matcher]) -> tuple[bytearray, tuple[str | None, ...]]:
+        size_bytes = 4 * -(-VOCAB_SIZE // 32)
+        return bytearray(b"\xff") * size_bytes * len(matchers), (None,) * len(matchers)
+
+
 class Crowd:
     """Sequences of `context` tokens that all decode, without end."""
 
-    def __init__(self, rows: int, context: int, *, num_steps: int) -> None:
+    def __init__(self, rows: int, context: int, *, num_steps: int, constrained: bool = False) -> None:
         self.rows, self.context = rows, context
         draw = random.Random(rows * context)
         self._tokens = [draw.randrange(3, VOCAB_SIZE - 1) for _ in range(rows)]
@@ -77,19 +100,37 @@ class Crowd:
             backend="fake",
             device="none",
             dtype="none",
+            chunked_decode=True,
         )
-        self.scheduler = Scheduler(info, Config(max_num_seqs=rows, prefill_step_size=rows * length))
+        config = Config(max_num_seqs=rows, prefill_step_size=rows * length)
+        self.constraints = Constraints(lambda _: AnyText(), vocab_size=VOCAB_SIZE)
+        self.scheduler = Scheduler(info, config, constraints=self.constraints)
+        grammar = "any" if constrained else None
         for number in range(rows):
             # lengths differ a little, so that not all rows fill a page in the same step
             prompt = tuple(draw.choices(range(3, VOCAB_SIZE - 1), k=context + number % PAGE_SIZE))
-            sampling = SamplingParams(seed=1, temperature=0.0, ignore_eos=True, stop_token_ids=(STOP_TOKEN_ID,))
+            sampling = SamplingParams(
+                seed=1, temperature=0.0, ignore_eos=True, stop_token_ids=(STOP_TOKEN_ID,), grammar=grammar
+            )
             self.scheduler.submit(Submit(f"request-{number:08d}", Prompt(prompt), sampling))
-        self._in_flight = self.plan()
+        self._in_flight = self._first_step()
         assert len(self._in_flight.sampled_slots) == rows, "the prompts take more than one step"
         prefilled = self.result()
         self.launched(self.plan())
         self.scheduler.commit(prefilled)
         self.scheduler.take_outputs()
+
+    def _first_step(self) -> Step:
+        """The prompts', once all grammars are built; and the masks behind it, once."""
+        while self.scheduler.waits_for_threads:
+            time.sleep(0.001)
+        step = self.plan()
+        launched = self.scheduler.uncommitted
+        if launched is not None and launched.constrained:
+            with self.constraints:
+                self.constraints.prepare(launched.step.constrained, launched.constrained)
+                self.constraints.masks()
+        return step
 
     def plan(self) -> Step:
         """The next step. The one in flight is to be committed; then call `launched`."""
@@ -181,12 +222,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--inputs", metavar="MODULE:NAME")
+    parser.add_argument("--constrained", action="store_true")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     inputs = load_inputs(given.inputs)
     lines = []
     for rows in given.rows:
-        crowds = [Crowd(rows, context, num_steps=given.rounds * given.steps) for context in given.contexts]
+        num_steps, constrained = given.rounds * given.steps, given.constrained
+        crowds = [Crowd(rows, context, num_steps=num_steps, constrained=constrained) for context in given.contexts]
         rounds = [[measure(c, num_steps=given.steps, inputs=inputs) for c in crowds] for _ in range(given.rounds)]
         lines += [min(found, key=lambda m: m.total) for found in zip(*rounds, strict=True)]
         print(f"{rows} rows: {[round(line.total) for line in lines[-len(crowds) :]]} us", file=sys.stderr)

@@ -40,12 +40,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_host_step_measures_every_combination(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--constrained",)], ids=["free", "constrained"])
+def test_host_step_measures_every_combination(more: tuple[str, ...], tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     inputs = "builtins:len"
     run(
         *("host_step.py", "--rows", "1,3", "--contexts", "40,90", "--steps", 5, "--rounds", 2),
-        *("--inputs", inputs, "--output", output),
+        *("--inputs", inputs, "--output", output, *more),
     )
     lines = json.loads(output.read_text())
     assert [(line["rows"], line["context"]) for line in lines] == [(1, 40), (1, 90), (3, 40), (3, 90)]

@@ -79,7 +79,7 @@ class TokenGrammars:
             _reason(matcher) if matcher.is_error() else None if allows else "it allows no token here."
             for matcher, allows in zip(inner, allowing, strict=True)
         )
-        return bytearray(cut.tobytes()), problems
+        return bytearray(np.ascontiguousarray(cut)), problems
 
     def _build(self, grammar: str) -> llguidance.LLMatcher:
         built = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)

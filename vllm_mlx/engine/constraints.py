@@ -217,10 +217,10 @@ class Constraints:
         followed = [(row, matcher) for row, matcher in enumerate(matchers) if matcher is not None]
         if not followed or self._grammars is None:
             return rows
-        found, problems = self._grammars.result().masks([matcher for _, matcher in followed])
-        for index, (row, _) in enumerate(followed):
-            begin = index * self._row_bytes
-            rows[row] = problems[index] or bytes(found[begin : begin + self._row_bytes])
+        words, problems = self._grammars.result().masks([matcher for _, matcher in followed])
+        found = memoryview(words)  # a part of an array of bytes would be copied twice
+        for (row, _), problem, begin in zip(followed, problems, itertools.count(step=self._row_bytes), strict=False):
+            rows[row] = problem or bytes(found[begin : begin + self._row_bytes])
         return rows
 
     def _row(self, constraint: Constraint, allowed: bytes | str) -> bytes:
