@@ -166,14 +166,17 @@ def test_next_step_is_started_before_the_last_is_collected() -> None:
 
 
 @pytest.mark.parametrize("limits", [{}, {"allowed_token_ids": (21, 22, 23)}], ids=["free", "constrained"])
-def test_only_steps_that_masks_wait_for_are_started_after_the_last_is_collected(
+def test_tokens_are_collected_first_where_that_costs_nothing(
     limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Overlap, "observe", lambda self, *_: setattr(self, "collects_first", True))
+    monkeypatch.setattr(Overlap, "observe", lambda *_: None)
+    monkeypatch.setattr(Overlap, "collects_first", True, raising=False)
+    monkeypatch.setattr(Overlap, "__init__", lambda self: None)
     calls: list[str] = []
-    run([submit("a", **limits)], factory=lambda progress: Recorder(calls, script=count_up))
-    between = calls[calls.index("build 2") + 1 : calls.index("start 2")]
-    assert between == (["collect 1"] if limits else [])
+    prompt = submit("a", *range(20), **limits)
+    run([prompt], factory=lambda progress: Recorder(calls, script=count_up), prefill_step_size=16)
+    between = [calls[calls.index(f"build {i}") + 1 : calls.index(f"start {i}")] for i in range(4)]
+    assert between == [[], [], ["collect 1"], ["collect 2"]], "step 0 gives no token"
 
 
 def test_aborted_sequence_says_nothing_more() -> None:

@@ -127,7 +127,7 @@ class Engine:
     def _loop(self) -> None:
         """While step N is computed, step N + 1 is planned, built and started; only then are N's tokens waited for.
 
-        Or before it is started, where the device waits for the host, and the host for masks: see `Overlap`.
+        Or before it is started, where the device waits for the host: see `Overlap`.
         """
         while self._receive():
             self._round()
@@ -136,10 +136,11 @@ class Engine:
     def _round(self) -> None:
         begun = time.monotonic()
         self._sample()
+        in_flight = self._scheduler.uncommitted
         step = self._scheduler.plan()
-        is_constrained = step is not None and bool(step.constrained)
         built = self._build(step)
-        if is_constrained and self._overlap.collects_first:
+        gives_tokens = in_flight is not None and bool(in_flight.step.sampled_slots)
+        if gives_tokens and self._overlap.collects_first:
             waited_s = self._collect()
             self._prepare_masks()
             self._start(built)
@@ -148,7 +149,7 @@ class Engine:
             waited_s = self._collect()
             self._prepare_masks()
         self._in_flight = built
-        if is_constrained:
+        if gives_tokens:
             self._overlap.observe(waited_s, time.monotonic() - begun)
 
     def _receive(self) -> bool:

@@ -1,9 +1,9 @@
 """Whether the next step is started before or after the tokens of the one in flight are waited for.
 
-Started before, it is ready when the device is. But the masks of constrained sequences need those tokens, and if
-launching takes longer than the device does, the tokens have long been there and the masks are made when it is too
-late: the device waits for the host, and the host for the masks. Then waiting between building the next step and
-starting it costs nothing, and the masks are made while it is started.
+Started before, it is ready when the device is. But if starting takes longer than the device does, as on a fast GPU, the
+tokens have long been there: clients get them late by as much, and the masks of constrained sequences, which need them,
+are made when the device waits for the host already. Then waiting between building the next step and starting it costs
+nothing, and the masks are made while it is started.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WEIGHT = 0.2
 
 
 class Overlap:
-    """Decides by what rounds with constrained steps have taken."""
+    """Decides by what rounds have taken in which somebody waited for tokens."""
 
     def __init__(self) -> None:
         self.collects_first = False
