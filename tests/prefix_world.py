@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ PAGES_ONLY = ("pages", "windows", "windows only")
 
 
 class World:
-    """Scheduler and runner in the order of the engine loop; counts the tokens that are computed."""
+    """Scheduler and runner in the order of the engine loop; counts the tokens that are computed.
+
+    `collects_first` says in turns whether the tokens of the step in flight are taken in before the step that was
+    planned behind it is launched.
+    """
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class World:
         num_pages: int = 64,
         checkpoint_bytes: int = 1 << 20,
         disk: Path | None = None,
+        collects_first: Sequence[bool] = (False,),
         **given: Any,
     ) -> None:
         num_pages *= 2 if len(KINDS[kind].get("windows", ())) > 1 else 1  # each is of one group of layers only
@@ -59,19 +65,29 @@ class World:
         self.disk: DiskCache | None = open_disk(config, self.runner.info)
         self.scheduler = Scheduler(self.runner.info, config, disk=self.disk, clock=lambda: 0.0)
         self.in_flight: Any = None
+        self.collects_first = itertools.cycle(collects_first)
         self.num_prefilled = 0
         self.outputs: dict[str, list[Output]] = {}
 
-    def round(self) -> None:
+    def round(self, *, late_abort: str = "") -> None:
+        """`late_abort` is nobody's wish any more once the step is planned."""
         step = self.scheduler.plan()
-        launched = self.runner.launch(step) if step else None
         self.num_prefilled += sum(len(row.token_ids) for row in step.prefills) if step else 0
-        if self.in_flight:
-            self.scheduler.commit(self.runner.collect(self.in_flight))
+        self.scheduler.abort(late_abort)
+        collects_first = next(self.collects_first)
+        if collects_first:
+            self.collect()
+        launched = self.runner.launch(step) if step else None
+        if not collects_first:
+            self.collect()
         self.in_flight = launched
         self.scheduler.check()
         for output in self.scheduler.take_outputs():
             self.outputs.setdefault(output.request_id, []).append(output)
+
+    def collect(self) -> None:
+        if self.in_flight:
+            self.scheduler.commit(self.runner.collect(self.in_flight))
 
     def run(self, *submits: Submit) -> None:
         for one in submits:

@@ -200,13 +200,14 @@ arrivals = st.lists(
         st.integers(1, 12),
         st.integers(0, 2),
         st.sampled_from([b"", b"x"]),
-        st.sampled_from(["", "", "", "abort", "pin", "forget"]),
+        st.sampled_from(["", "", "", "abort", "late abort", "pin", "forget"]),
         st.lists(st.integers(0, 40), max_size=3).map(lambda points: tuple(sorted(points))),
     ),
     min_size=1,
     max_size=12,
 )
 gaps = st.lists(st.integers(0, 6), min_size=12, max_size=12)
+orders = st.lists(st.booleans(), min_size=1, max_size=3)
 
 
 def play(world: World, arrivals: list[Any], gaps: list[int]) -> None:
@@ -217,6 +218,8 @@ def play(world: World, arrivals: list[Any], gaps: list[int]) -> None:
             world.round()
         if event == "abort":
             world.scheduler.abort(str(i))
+        elif event == "late abort":
+            world.round(late_abort=str(i))
         elif event == "forget":
             world.scheduler.forget()
     world.run()
@@ -225,7 +228,7 @@ def play(world: World, arrivals: list[Any], gaps: list[int]) -> None:
 def check_equal(sharing: World, alone: World, arrivals: list[Any]) -> None:
     for i, (*_, event, _) in enumerate(arrivals):
         ours, theirs = (sharing.tokens(str(i)) if str(i) in sharing.outputs else (), alone.tokens(str(i)))
-        assert ours == (theirs[: len(ours)] if event == "abort" else theirs)
+        assert ours == (theirs[: len(ours)] if "abort" in event else theirs)
 
 
 @settings(max_examples=150, deadline=None)
@@ -235,11 +238,13 @@ def check_equal(sharing: World, alone: World, arrivals: list[Any]) -> None:
     gaps=gaps,
     num_pages=st.integers(28, 60),
     checkpoint_bytes=st.sampled_from([0, 90, 400, 4000]),
+    order=orders,
 )
 def test_sharing_changes_no_token(
-    kind: str, arrivals: list[Any], gaps: list[int], num_pages: int, checkpoint_bytes: int
+    kind: str, arrivals: list[Any], gaps: list[int], num_pages: int, checkpoint_bytes: int, order: list[bool]
 ) -> None:
-    sharing = World(kind, num_pages=num_pages, checkpoint_bytes=checkpoint_bytes, max_num_seqs=3)
+    settings = {"num_pages": num_pages, "checkpoint_bytes": checkpoint_bytes, "max_num_seqs": 3}
+    sharing = World(kind, collects_first=order, **settings)
     play(sharing, arrivals, gaps)
     alone = World(kind, prefix_cache=False)
     play(alone, [(*arrival[:4], "", arrival[5]) for arrival in arrivals], gaps)
@@ -251,11 +256,14 @@ def test_sharing_changes_no_token(
 
 
 @settings(max_examples=25, deadline=None)
-@given(kind=st.sampled_from(sorted(KINDS)), arrivals=arrivals, gaps=gaps, restart_at=st.integers(0, 11))
-def test_a_disk_and_a_restart_change_no_token(kind: str, arrivals: list[Any], gaps: list[int], restart_at: int) -> None:
+@given(kind=st.sampled_from(sorted(KINDS)), arrivals=arrivals, gaps=gaps, restart_at=st.integers(0, 11), order=orders)
+def test_a_disk_and_a_restart_change_no_token(
+    kind: str, arrivals: list[Any], gaps: list[int], restart_at: int, order: list[bool]
+) -> None:
+    settings = {"num_pages": 28, "checkpoint_bytes": 300, "max_num_seqs": 3, "collects_first": order}
     with tempfile.TemporaryDirectory() as folder:
         for part in (slice(0, restart_at), slice(restart_at, None)):
-            with opened(kind, disk=Path(folder), num_pages=28, checkpoint_bytes=300, max_num_seqs=3) as world:
+            with opened(kind, disk=Path(folder), **settings) as world:
                 play(world, arrivals[part], gaps)
             alone = World(kind, prefix_cache=False)
             play(alone, [(*arrival[:4], "", arrival[5]) for arrival in arrivals[part]], gaps)

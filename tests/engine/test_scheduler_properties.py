@@ -6,6 +6,7 @@ Alone it gets one token at a time; in the worlds below those without a choice ma
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,8 @@ class World:
     prefill_step_size: int = 64
     step_costs_s: tuple[float, ...] = (0.0,)
     chunked_decode: bool = False
+    collects_first: tuple[bool, ...] = (False,)
+    """In turns: whether the tokens of the step in flight are taken in before the step planned behind it is launched."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Arrival:
     at: int
     submit: Submit
     abort_after: int | None = None
+    is_aborted_late: bool = False
+    """Between planning and launching the step of that round."""
 
 
 @dataclass
@@ -77,18 +82,20 @@ class Loop:
         while not all(sequence.is_prepared for sequence in self.scheduler._waiting):
             time.sleep(0)
 
-    def round(self) -> None:
+    def round(self, late_aborts: Sequence[str] = ()) -> None:
         if self.constraints.has_prepared:
             self.runner.sample(self.in_flight, self.constraints.masks)
         step = self.scheduler.plan()
         self.scheduler.check()
         assert step or self.in_flight or not self.scheduler.has_work, "work, but no step"
+        for name in late_aborts:
+            self.scheduler.abort(name)
+        collects_first = self.world.collects_first[self.rounds % len(self.world.collects_first)]
+        if collects_first:
+            self.collect()
         launched = self.runner.launch(step) if step else None
-        if self.in_flight:
-            costs = self.world.step_costs_s
-            result = self.runner.collect(self.in_flight)
-            self.scheduler.commit(msgspec.structs.replace(result, elapsed_s=costs[self.rounds % len(costs)]))
-            self.scheduler.check()
+        if not collects_first:
+            self.collect()
         self.in_flight = launched
         uncommitted = self.scheduler.uncommitted
         if uncommitted is not None and uncommitted.constrained:
@@ -97,15 +104,26 @@ class Loop:
             self.outputs.setdefault(output.request_id, []).append(output)
         self.rounds += 1
 
+    def collect(self) -> None:
+        if self.in_flight:
+            costs = self.world.step_costs_s
+            result = self.runner.collect(self.in_flight)
+            self.scheduler.commit(msgspec.structs.replace(result, elapsed_s=costs[self.rounds % len(costs)]))
+            self.scheduler.check()
+
     def run(self, arrivals: list[Arrival]) -> None:
         last = max((a.at + (a.abort_after or 0) for a in arrivals), default=0)
         while self.scheduler.has_work or self.in_flight or self.rounds <= last:
+            late_aborts = []
             for arrival in arrivals:
+                name = arrival.submit.request_id
                 if arrival.at == self.rounds:
                     self.submit(arrival.submit)
                 if arrival.abort_after is not None and arrival.at + arrival.abort_after == self.rounds:
-                    self.scheduler.abort(arrival.submit.request_id)
-            self.round()
+                    late_aborts += [name] if arrival.is_aborted_late else []
+                    if not arrival.is_aborted_late:
+                        self.scheduler.abort(name)
+            self.round(late_aborts)
             assert self.rounds < 20_000, "somebody starves"
         self.close()
 
@@ -138,6 +156,7 @@ worlds = st.builds(
     prefill_step_size=st.integers(1, 40),
     step_costs_s=st.lists(st.floats(0, 3), min_size=1, max_size=3).map(tuple),
     chunked_decode=st.booleans(),
+    collects_first=st.lists(st.booleans(), min_size=1, max_size=3).map(tuple),
 )
 
 scripts = st.lists(st.one_of(st.none(), st.integers(0, END), st.integers(0, END)), max_size=30).map(
@@ -157,18 +176,24 @@ sampling = st.builds(
 )
 
 
+texts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40)
+
+
 @st.composite
 def traffic(draw: st.DrawFn) -> list[Arrival]:
+    """Most prompts begin like one of two others."""
     arrivals = []
+    stems = [draw(texts), draw(texts)]
     for number in range(draw(st.integers(1, 9))):
+        begins = draw(st.sampled_from([*stems, []]))[: draw(st.sampled_from([40, 40, 12, 7]))]
         submit = Submit(
             f"s{number}",
-            Prompt(tuple(draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40)))),
+            Prompt(tuple([*begins, *draw(texts)][:40])),
             draw(sampling),
             draw(st.integers(-1, 1)),
         )
         abort_after = draw(st.one_of(st.none(), st.none(), st.none(), st.integers(0, 20)))
-        arrivals.append(Arrival(draw(st.integers(0, 12)), submit, abort_after))
+        arrivals.append(Arrival(draw(st.integers(0, 12)), submit, abort_after, draw(st.booleans())))
     return arrivals
 
 
