@@ -41,8 +41,8 @@ PAGES_ONLY = ("pages", "windows", "windows only")
 class World:
     """Scheduler and runner in the order of the engine loop; counts the tokens that are computed.
 
-    `collects_first` says in turns whether the tokens of the step in flight are taken in before the step that was
-    planned behind it is launched.
+    `collects_first` says in turns whether the tokens of the step in flight are taken in before the step that was built
+    behind it is started.
     """
 
     def __init__(
@@ -74,13 +74,15 @@ class World:
         step = self.scheduler.plan()
         self.num_prefilled += sum(len(row.token_ids) for row in step.prefills) if step else 0
         self.scheduler.abort(late_abort)
+        built = self.runner.build(step) if step else None
         collects_first = next(self.collects_first)
         if collects_first:
             self.collect()
-        launched = self.runner.launch(step) if step else None
+        if built:
+            self.runner.start(built)
         if not collects_first:
             self.collect()
-        self.in_flight = launched
+        self.in_flight = built
         self.scheduler.check()
         for output in self.scheduler.take_outputs():
             self.outputs.setdefault(output.request_id, []).append(output)

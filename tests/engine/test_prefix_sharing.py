@@ -193,7 +193,11 @@ def test_a_preempted_sequence_finds_its_own_pages_again() -> None:
     assert world.num_prefilled < 45 + 15 * world.scheduler.stats().num_preemptions
 
 
-prompts = st.lists(st.integers(0, 1), min_size=1, max_size=40)
+STEM = [i * i // 7 % 2 for i in range(40)]
+prompts = st.one_of(
+    st.lists(st.integers(0, 1), min_size=1, max_size=40),
+    st.builds(lambda length, end: [*STEM[:length], *end][:40], st.integers(1, 40), st.lists(st.integers(0, 1))),
+)
 arrivals = st.lists(
     st.tuples(
         prompts,

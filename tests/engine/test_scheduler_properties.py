@@ -39,7 +39,7 @@ class World:
     step_costs_s: tuple[float, ...] = (0.0,)
     chunked_decode: bool = False
     collects_first: tuple[bool, ...] = (False,)
-    """In turns: whether the tokens of the step in flight are taken in before the step planned behind it is launched."""
+    """In turns: whether the tokens of the step in flight are taken in before the step built behind it is started."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Arrival:
     submit: Submit
     abort_after: int | None = None
     is_aborted_late: bool = False
-    """Between planning and launching the step of that round."""
+    """Once the step of that round is planned."""
 
 
 @dataclass
@@ -90,13 +90,15 @@ class Loop:
         assert step or self.in_flight or not self.scheduler.has_work, "work, but no step"
         for name in late_aborts:
             self.scheduler.abort(name)
+        built = self.runner.build(step) if step else None
         collects_first = self.world.collects_first[self.rounds % len(self.world.collects_first)]
         if collects_first:
             self.collect()
-        launched = self.runner.launch(step) if step else None
+        if built:
+            self.runner.start(built)
         if not collects_first:
             self.collect()
-        self.in_flight = launched
+        self.in_flight = built
         uncommitted = self.scheduler.uncommitted
         if uncommitted is not None and uncommitted.constrained:
             self.constraints.prepare(uncommitted.step.constrained, uncommitted.constrained)

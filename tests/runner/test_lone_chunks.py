@@ -116,6 +116,12 @@ def test_what_is_planned_is_what_chunks_need() -> None:
     assert not LoneChunks(None, None, None, wanted=None, chunk_size=64, max_tokens=31)._unplanned
 
 
+@pytest.mark.parametrize("chunk_size", [1, 31, 33, 2048, 8192, 1 << 20])
+def test_whoever_comes_while_shapes_are_planned_waits_for_few_tokens(chunk_size: int) -> None:
+    lone = LoneChunks(None, None, None, wanted=None, chunk_size=chunk_size, max_tokens=1 << 21)
+    assert 0 < max(size for _, size, _ in lone._unplanned) <= 4096
+
+
 def shape_of(start: int, count: int, **shape: Any) -> tuple[int, ...]:
     """What plans are kept by: tokens, and keys of layers without a window, with a short one and with a long one."""
     chunk = LoneChunk(PrefillRow(0, start, (1,) * count, (0,) * (1 + (start + count) // 32), True), **shape)

@@ -33,6 +33,9 @@ MAX_PLANNED_DIM = 128
 """Larger heads are not computed by cuDNN, and nothing is planned for them."""
 KEYS_STEPS = 4
 """Keys are padded to one of so many lengths from a power of two to the next."""
+MAX_PLANNED_CHUNK = 4096
+"""Larger full chunks are planned when they come: a plan costs them little, and whoever comes while one is planned in
+advance would wait for all of it."""
 MAX_PLANNED_START = 32768
 MAX_PLANNED_FULL = 16
 MAX_PLANNED_SIZE = 512
@@ -205,7 +208,7 @@ def num_scores(row: PrefillRow) -> int:
 def _first_shapes(full: int) -> Iterator[Shape]:
     """Those that are planned in advance; first of all long prompts' `full` chunks."""
     last = min(MAX_PLANNED_START, MAX_PLANNED_FULL * full)
-    for start in range(0, last + 1, full) if full else ():
+    for start in range(0, last + 1, full) if 0 < full <= MAX_PLANNED_CHUNK else ():
         yield Shape(start, full, pads_keys=False)
     num_keys = 0
     while (num_keys := padded_keys(num_keys + 1, steps=KEYS_STEPS)) <= MAX_PLANNED_START:
