@@ -16,6 +16,7 @@ from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine.scheduler import Scheduler
 from vllm_mlx.kv import tables
+from vllm_mlx.kv.manager import KVManager
 from vllm_mlx.testing.fake import FakeRunner
 
 PAGE = 4
@@ -134,6 +135,25 @@ def test_what_is_left_of_a_step_goes_to_prompts_that_find_the_most_of_theirs() -
         queue.add(str(number), (1, *range(100, 299), 5000 + number, 6000))
     steps = [queue.scheduler.plan(), queue.scheduler.plan()]
     assert [sum(len(row.token_ids) for row in step.prefills) for step in steps if step] == [40, 20]
+
+
+def test_those_who_find_the_most_of_theirs_are_not_looked_up_while_nobody_is_let_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = Queue(prefix_cache=True, min_chunk=20, max_num_seqs=1)
+    queue.add("first", (1, *range(100, 300)))
+    queue.steps_until_done("first")
+    queue.add("running", (2, *range(100, 169)))
+    assert queue.step() == {"running": 40}
+    for number in range(30):
+        queue.add(str(number), (1, *range(100, 299), 5000 + number, 6000))
+    looked_up: list[str] = []
+    expect = KVManager.expect
+    monkeypatch.setattr(
+        KVManager, "expect", lambda kv, name, *a, **b: (looked_up.append(name), expect(kv, name, *a, **b))[1]
+    )
+    assert queue.step() == {"running": 30}
+    assert len(looked_up) < 3
 
 
 @settings(max_examples=30, deadline=None)

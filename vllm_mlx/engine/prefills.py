@@ -78,8 +78,10 @@ class Prefills:
             if sequence.slot in computed:
                 continue
             size = self._chunk_size(sequence, budget, is_first=not draft.prefills)
-            if size == 0 and sequence.slot is None and budget > 0:
-                # What is left may be enough for what it does not find. Who does not fit all the same ends the pass.
+            needs_look = size == 0 and sequence.slot is None and budget > 0
+            if needs_look:
+                # What is left may be enough for what it does not find. Who does not fit all the same, or is not let in,
+                # ends the pass: a look takes time, and a thousand may wait.
                 self._look_up(sequence)
                 size = self._chunk_size(sequence, budget, is_first=not draft.prefills)
             if size == 0:
@@ -88,6 +90,8 @@ class Prefills:
                 size = self._chunk_size(sequence, budget, is_first=not draft.prefills)  # of what was not found
                 self._compute(sequence, size, draft)
                 budget = max(0, budget - size)
+            elif needs_look:
+                return
 
     def _is_short(self, sequence: Sequence, limit: int) -> bool:
         """Whether at most `limit` tokens of its prompt are left to compute."""
