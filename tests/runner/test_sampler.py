@@ -237,6 +237,21 @@ def test_a_masked_row_takes_allowed_tokens_and_its_neighbours_what_they_took_bef
     assert [found[0], found[2]] == [free[0], free[2]]
 
 
+def test_a_warm_sampler_has_compiled_both_kinds_and_remembers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[object] = []
+    compiled = mx.compile
+    monkeypatch.setattr(mx, "compile", lambda function: (traced.append(function), compiled(function))[1])
+    sampler = Sampler(VOCAB, compiles=True)
+    sampler.warm(mx.float32)
+    assert len(traced) == 2
+    params = SamplingParams(temperature=0.8, seed=4)
+    masks = TokenMasks((0,), (0b1011).to_bytes(4 * -(-VOCAB // 32), "little"))
+    sampler.add(NewSequence(0, params, (1,), 1))
+    found = sample(sampler, logits(1), rows_at(9, 1), masks).tokens.tolist()
+    assert found == sample(sampler_of(params), logits(1), rows_at(9, 1), masks).tokens.tolist()
+    assert len(traced) == 2
+
+
 def test_masked_rows_are_drawn_alike_in_a_compiled_function_whoever_takes_the_best_token() -> None:
     draws, greedy = SamplingParams(temperature=0.8, seed=4), SamplingParams(temperature=0.0)
     values, words = logits(3), b"".join(number.to_bytes(4 * -(-VOCAB // 32), "little") for number in (0b1011, 7 << 5))

@@ -183,6 +183,7 @@ class MlxRunner:
         for temperature in (0.0, 1.0):
             for step in rehearsal(self._info, SamplingParams(temperature=temperature, seed=0)):
                 self.collect(self.launch(step))
+        self._sampler.warm(getattr(mx, self._info.dtype, mx.float32))
 
     def idle(self) -> bool:
         """Compile one more shape; when all are, give freed buffers back to the system."""

@@ -144,6 +144,24 @@ class Sampler:
         self._slots.pop(slot, None)
         self._batch = None
 
+    def warm(self, dtype: mx.Dtype) -> None:
+        """Compile what chooses by masks from logits of this type: it takes a GPU's compiler seconds, once a machine.
+
+        No sequence has a slot yet.
+        """
+        if not self._compiles:
+            return
+        slots, num_words = (0, 1), -(-self._vocab_size // 32)
+        masks = TokenMasks(slots, bytes([0xFF]) * (4 * num_words * len(slots)))
+        logits, last_tokens = mx.zeros((len(slots), self._vocab_size), dtype), mx.zeros((len(slots),), mx.int32)
+        for temperature in (0.0, 1.0):
+            for slot in slots:
+                self.add(NewSequence(slot, SamplingParams(temperature=temperature, seed=0), (0,), 1))
+            rows = [SampledRow(slot, 1) for slot in slots]
+            mx.eval(self.sample(logits, rows, last_tokens, masks=masks)[1])
+            for slot in slots:
+                self.remove(slot)
+
     def sample(
         self, logits: mx.array, rows: Sequence[SampledRow], last_tokens: mx.array, *, masks: TokenMasks | None = None
     ) -> tuple[Sampled, mx.array]:
