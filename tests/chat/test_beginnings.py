@@ -56,3 +56,11 @@ def test_texts_used_longest_ago_go_and_one_that_is_too_long_is_not_kept() -> Non
     assert len(known) == 1
     joined(known, "ab" * 4)
     assert len(known) == 1
+
+
+def test_a_text_that_is_long_for_its_tokens_is_not_kept() -> None:
+    known = Beginnings()
+    assert known.join([" " * 33], [array("I", (1, 2))]) == (1, 2)
+    assert len(known) == 0
+    assert known.join([" " * 32], [array("I", (1, 2))]) == (1, 2)
+    assert len(known) == 1

@@ -10,6 +10,8 @@ from typing import NamedTuple
 MAX_TEXTS = 8
 MAX_TOKENS = 1 << 19
 """Of all texts together: some twenty megabytes."""
+MAX_TOKEN_CHARS = 16
+"""On average: texts of longer tokens, rows of blanks most of them, would take more room than that."""
 MIN_TOKENS = 2048
 """Of a text: numbers of fewer are soon made."""
 
@@ -40,7 +42,8 @@ class Beginnings:
         for ids in encoded[num_common:]:
             rest.extend(ids)
         token_ids = (former.token_ids[:num_known] if former is not None else ()) + tuple(rest)
-        if MIN_TOKENS <= len(token_ids) <= self._max_tokens:
+        is_bulky = sum(map(len, pieces)) > MAX_TOKEN_CHARS * len(token_ids)
+        if MIN_TOKENS <= len(token_ids) <= self._max_tokens and not is_bulky:
             # The last piece of a text usually is another's beginning in the next one, which takes its place.
             is_goer_on = former is not None and num_common >= len(former.pieces) - 1
             self._keep(_Text(pieces, token_ids), instead_of=former if is_goer_on else None)
