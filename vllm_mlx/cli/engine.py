@@ -17,6 +17,7 @@ def main() -> int:
         return 2
     path, config = read_child_environment()
     log.setup(config.log_level, config.log_format)
+    leave_out_torch()
 
     from vllm_mlx.engine.child import run_child
     from vllm_mlx.runner.load import create_runner_factory
@@ -30,6 +31,15 @@ def main() -> int:
         return runner
 
     return run_child(sys.argv[1], factory=factory, config=config, grammars=grammars_of(path, config))
+
+
+def leave_out_torch() -> None:
+    """Have PyTorch count as not installed in this process.
+
+    mlx-lm imports transformers, which imports PyTorch wherever that is installed: seconds and hundreds of megabytes for
+    nothing that a model on MLX needs.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
