@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import NamedTuple
 
+from vllm_mlx.chat.volatile import num_common
+
 MAX_TEXTS = 8
 MAX_TOKENS = 1 << 19
 """Of all texts together: some twenty megabytes."""
@@ -36,16 +38,16 @@ class Beginnings:
 
     def join(self, pieces: Sequence[str], encoded: Sequence[array[int]]) -> tuple[int, ...]:
         """The tokens of all pieces, `encoded` one by one, in a row."""
-        former, num_common = self._nearest(pieces)
-        num_known = sum(map(len, encoded[:num_common]))
+        former, num_shared = self._nearest(pieces)
+        num_known = sum(map(len, encoded[:num_shared]))
         rest = array("I")
-        for ids in encoded[num_common:]:
+        for ids in encoded[num_shared:]:
             rest.extend(ids)
         token_ids = (former.token_ids[:num_known] if former is not None else ()) + tuple(rest)
         is_bulky = sum(map(len, pieces)) > MAX_TOKEN_CHARS * len(token_ids)
         if MIN_TOKENS <= len(token_ids) <= self._max_tokens and not is_bulky:
             # The last piece of a text usually is another's beginning in the next one, which takes its place.
-            is_goer_on = former is not None and num_common >= len(former.pieces) - 1
+            is_goer_on = former is not None and num_shared >= len(former.pieces) - 1
             self._keep(_Text(pieces, token_ids), instead_of=former if is_goer_on else None)
         return token_ids
 
@@ -53,7 +55,7 @@ class Beginnings:
         """The text that has the most pieces in common with these, and how many; the latest of several."""
         best, most = None, 0
         for text in reversed(self._texts):
-            count = _num_common(text.pieces, pieces)
+            count = num_common(text.pieces, pieces)
             if count > most:
                 best, most = text, count
             if most >= len(pieces) - 1:
@@ -67,9 +69,3 @@ class Beginnings:
             while num_tokens > self._max_tokens:
                 num_tokens -= len(texts.pop(0).token_ids)
             self._texts = tuple(texts)
-
-
-def _num_common(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Pieces that both begin with."""
-    pairs = zip(ours, theirs, strict=False)
-    return next((count for count, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs)))

@@ -86,8 +86,8 @@ def volatile_field(before: str, given: str, earlier: str) -> str | None:
     return None
 
 
-def num_common(one: str, other: str) -> int:
-    """Characters with which both texts begin."""
+def num_common(one: Sequence[object], other: Sequence[object]) -> int:
+    """With how many characters both texts begin, or pieces of text both sequences."""
     pairs = zip(one, other, strict=False)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
