@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import time
 
 from vllm_mlx.chat.constrain import Constrainer
@@ -64,6 +65,7 @@ async def measure(options: argparse.Namespace) -> dict[str, float]:
             for kind, used in (("free", None), ("constrained", grammar)):
                 name = f"{kind}-{round_}"
                 value = await tokens_per_s(engine, rows=options.rows, tokens=options.tokens, grammar=used, name=name)
+                print(f"{name}: {value:.1f} tokens/s", file=sys.stderr, flush=True)
                 if round_:
                     found[kind].append(value)
     finally:
