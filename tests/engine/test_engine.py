@@ -158,11 +158,25 @@ def test_next_step_is_started_before_the_last_is_collected() -> None:
     calls: list[str] = []
     run([submit("a", max_tokens=3)], factory=lambda progress: Recorder(calls, script=count_up))
     assert calls == [
-        *("build 0", "start 0", "build 1", "start 1", "collect 0", "build 2", "start 2", "collect 1", "collect 2"),
+        *("build 0", "start 0", "build 1", "collect 0", "start 1", "build 2", "start 2", "collect 1", "collect 2"),
         *("build 3", "start 3", "collect 3"),  # tells the runner that the slot is free
         "idle",
         "close",
     ]
+
+
+def test_first_tokens_are_told_before_the_next_step_is_started() -> None:
+    calls: list[str] = []
+
+    class Told(ListOutbox):
+        def send(self, message: FromEngine) -> None:
+            calls.extend(f"tell {output.token_ids}" for output in getattr(message, "outputs", ()))
+            super().send(message)
+
+    inbox = ScriptedInbox([submit("a", max_tokens=3)])
+    Engine(lambda progress: Recorder(calls, script=count_up), Config(), inbox=inbox, outbox=Told()).run()
+    assert calls[calls.index("collect 0") :][:3] == ["collect 0", "tell (21,)", "start 1"]
+    assert calls.index("start 2") < calls.index("tell (22,)")
 
 
 @pytest.mark.parametrize("limits", [{}, {"allowed_token_ids": (21, 22, 23)}], ids=["free", "constrained"])
@@ -190,7 +204,7 @@ def test_idle_engine_waits_and_says_so_once() -> None:
     messages, engine, inbox = run([submit("a")], [], [], [], [], [], [], [Abort("x")], [Abort("y")])
     idle = [m for m in messages if isinstance(m, Stats) and not m.busy]
     assert [(m.num_steps, m.pages_used) for m in idle] == [(0, 0), (4, 0)]
-    assert inbox.num_waits == 2
+    assert inbox.num_waits == 1, "each message begins the rest anew"
     assert engine.stats == idle[-1]
     assert engine.step_started_at is None
 

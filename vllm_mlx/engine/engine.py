@@ -127,7 +127,8 @@ class Engine:
     def _loop(self) -> None:
         """While step N is computed, step N + 1 is planned, built and started; only then are N's tokens waited for.
 
-        Or before it is started, where the device waits for the host: see `Overlap`.
+        Or before it is started: where the device waits for the host, see `Overlap`, and where they are first tokens,
+        which are told at once.
         """
         while self._receive():
             self._round()
@@ -140,8 +141,11 @@ class Engine:
         step = self._scheduler.plan()
         built = self._build(step)
         gives_tokens = in_flight is not None and bool(in_flight.step.sampled_slots)
-        if gives_tokens and self._overlap.collects_first:
+        gives_first = in_flight is not None and any(row.samples for row in in_flight.step.prefills)
+        if gives_first or (gives_tokens and self._overlap.collects_first):
             waited_s = self._collect()
+            if gives_first:
+                self._send_outputs()  # launching a step takes a host milliseconds, and these are waited for most
             self._prepare_masks()
             self._start(built)
         else:
@@ -206,11 +210,14 @@ class Engine:
     def _tell(self) -> None:
         """Send what the round gave and, now and then, how things stand."""
         self.step_started_at = None if self._in_flight is None else time.monotonic()
+        self._send_outputs()
+        if time.monotonic() - self._stats_sent_at >= STATS_INTERVAL_S:
+            self._send_stats()
+
+    def _send_outputs(self) -> None:
         outputs = self._scheduler.take_outputs()
         if outputs:
             self._outbox.send(Outputs(outputs))
-        if time.monotonic() - self._stats_sent_at >= STATS_INTERVAL_S:
-            self._send_stats()
 
     def _write_out(self) -> None:
         """Before the end: hand what is worth keeping to the disk."""
@@ -229,12 +236,15 @@ class Engine:
         return self._in_flight is not None or self._scheduler.has_work
 
     def _rest(self) -> list[ToEngine]:
-        """Nothing to do: say so, wait for messages, and drop temporary memory if none come for a while."""
+        """Nothing to do: say so, wait for messages, and drop temporary memory if none come for a while.
+
+        Whatever comes starts that while anew: who asks what is kept is likely to send a prompt next.
+        """
         if not self._is_resting:
             self._is_resting = True
             self._send_stats()
-            if messages := self._inbox.receive(REST_AFTER_S):
-                return messages
+        if messages := self._inbox.receive(REST_AFTER_S):
+            return messages
         while self._runner.idle():
             if messages := self._inbox.receive(0):
                 return messages
