@@ -1,7 +1,7 @@
 """Many requests that share a long prefix: memory by their suffixes only, and the first token as soon as for one alone.
 
     python benchmarks/shared_prefix.py FOLDER [--prefix 8000] [--suffix 100] [--rows 64] [--max-tokens 16]
-        [--output results.json] [-- --cache-memory-mb 20000 ...]
+        [--rounds 3] [--output results.json] [-- --cache-memory-mb 20000 ...]
 
 One request that computes the prefix is timed, then one that finds it, many at once that find it, and many at once that
 begin with another prefix, which one of them computes while the others wait for it. Each has a suffix of its own. What
@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -45,11 +46,12 @@ async def first_token_s(engine: EngineClient, name: str, prompt: tuple[int, ...]
 
 
 async def measure(engine: EngineClient, given: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
-    """Two rounds, of which the first compiles what there is to compile and is not told."""
-    found: dict[str, Any] = {}
-    for number in range(2):
-        found = await measure_round(engine, given, vocab_size, name=f"round {number}")
-    return found
+    """Medians of rounds behind a first one, which compiles what there is to compile."""
+    names = [f"round {number}" for number in range(1 + given.rounds)]
+    _, *rounds = [await measure_round(engine, given, vocab_size, name=name) for name in names]
+    for found in rounds:
+        print(" ".join(f"{value:.4g}" for value in found.values()), file=sys.stderr, flush=True)
+    return {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
 
 
 async def measure_round(
@@ -125,6 +127,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--suffix", type=int, default=100)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(own)

@@ -74,6 +74,20 @@ def test_named_page_is_kept_and_found_until_its_memory_is_needed() -> None:
     assert pool.num_evicted == 1
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_pages_of_a_long_prefix_are_counted_like_those_of_a_short_one(count: int) -> None:
+    pool = PagePool(2 * count + 2)
+    prefix, other = pool.allocate(count), pool.allocate(count)
+    assert pool.share(prefix) == list(range(count))
+    assert pool.share((*prefix, *other)) == list(range(count, 2 * count))
+    assert pool.share((0, *prefix, *other)) == []
+    pool.check({**dict.fromkeys(prefix, 4), **dict.fromkeys(other, 3)}, num_pages=2 * count + 2)
+    free = max(*prefix, *other) + 1
+    with pytest.raises(KeyError):
+        pool.share((*prefix, free))
+    pool.check({**dict.fromkeys(prefix, 4), **dict.fromkeys(other, 3)}, num_pages=2 * count + 2)
+
+
 def test_a_kept_page_can_be_shared_again() -> None:
     pool = PagePool(3)
     (page,) = pool.allocate(1)

@@ -269,8 +269,11 @@ def _seen(keys: Integers, positions: Integers, window: int | None) -> NDArray[np
 
 
 def _slots_in(page_ids: Sequence[int], positions: Integers) -> Integers:
-    """Token slots of positions of the sequence that has these pages."""
-    return _slots(np.asarray(page_ids, dtype=np.int32)[positions // PAGE_SIZE], positions)
+    """Token slots of positions, in order, of the sequence that has these pages."""
+    places = positions // PAGE_SIZE
+    first = int(places[0])
+    own = np.asarray(page_ids[first : int(places[-1]) + 1], dtype=np.int32)  # converting all of a long table takes long
+    return _slots(own[places - first], positions)
 
 
 def _slots(pages: Integers, positions: Integers) -> Integers:
