@@ -69,7 +69,7 @@ def known_questions(model: Path, log: Path) -> list[Question]:
 
 
 def resting_memory(server: Served) -> list[int]:
-    """KiB of a server and of its engine, once nothing runs and what the allocator had kept for later is given back."""
+    """KiB of a server and of its engine, once nothing runs and what was kept for later is given back."""
     assert wait_until_idle(server)["vllm_mlx_pages_used"] == 0
     while httpx.get(f"{server.url}/v1/memory").json()["ledger"]["allocator_cache"]:
         time.sleep(0.2)
@@ -102,11 +102,9 @@ def kill_times(draw: random.Random) -> dict[int, Kill]:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_next"])
 def test_kills_evictions_and_aborts_change_no_answer_and_leave_nothing(
-    name: str, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, demo_model: Path, tmp_path: Path
 ) -> None:
     print(f"seed {SEED}")
-    # glibc keeps freed arrays of up to 32 MiB unless told otherwise, and resident memory says little.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 16))
     model, disk = make_model(name, tmp_path / "model", demo_model), tmp_path / "disk"
     questions = known_questions(model, tmp_path / "alone.log")
     assert len({question.answer for question in questions}) > 0.8 * len(questions), "the model answers all alike"

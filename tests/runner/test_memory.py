@@ -1,13 +1,16 @@
-"""Pools are written in place and grow only as pages are used."""
+"""Pools are written in place and grow only as pages are used; what is freed goes back to the system at rest."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable
 
 import mlx.core as mx
 import pytest
 from driven import assert_same, prompts, run, run_alone, submit
 from plain_kernels import PlainKernels
+from served import resident_kib
 from stepped import payloads_of
 
 from vllm_mlx.core.config import Config
@@ -89,3 +92,19 @@ def test_requests_of_one_token_leave_no_memory_behind(open_runner: Callable[...,
     mx.synchronize()
     rounding = 0 if runner.info.backend == "cpu" else 1 << 16
     assert mx.get_active_memory() <= before + rounding
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot be asked")
+def test_at_rest_freed_arrays_go_back_to_the_system_though_others_stay(open_runner: Callable[..., Runner]) -> None:
+    runner = open_runner("llama")
+    if runner.info.backend != "cpu":
+        pytest.skip("a GPU's arrays are not the C library's")
+    arrays = [mx.full((32, 256), number) for number in range(2_000)]
+    mx.eval(arrays)
+    num_kib = sum(array.nbytes for array in arrays) // 1024
+    before = resident_kib(os.getpid())
+    kept = arrays[::100]
+    del arrays
+    assert not runner.idle()
+    assert before - resident_kib(os.getpid()) > num_kib * 0.8
+    assert [array[0, 0].item() for array in kept] == list(range(0, 2_000, 100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def memory_use(*, weights: int, pages: int) -> MemoryUse:
         weights=weights,
         pages=pages,
     )
+
+
+def give_back() -> None:
+    """Give freed memory back to the system: what MLX keeps for later and, where it can be asked, the C library.
+
+    glibc gives back by itself only what was freed at the end of its heap, and one small array that stays keeps all
+    those before it. The next to ask for memory pays for it: call this at rest.
+    """
+    mx.clear_cache()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc's own
+        library.malloc_trim(0)
 
 
 def end_streams() -> None:

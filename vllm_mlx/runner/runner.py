@@ -186,10 +186,10 @@ class MlxRunner:
         self._sampler.warm(getattr(mx, self._info.dtype, mx.float32))
 
     def idle(self) -> bool:
-        """Compile one more shape; when all are, give freed buffers back to the system."""
+        """Compile one more shape; when all are, give freed memory back to the system."""
         if self._compiled.warm_one(self._last_tokens):
             return True
-        mx.clear_cache()
+        device.give_back()
         return False
 
     def close(self) -> None:
