@@ -131,24 +131,24 @@ def test_row_sizes_are_few_and_hold_all_rows() -> None:
 def test_tables_on_the_device_follow_the_rows() -> None:
     inputs = DecodeInputs(windows=(None,), kv_heads=2, num_slots=3, max_pages=4)
     first = (DecodeRow(0, 5, (7,)), DecodeRow(2, 40, (3, 9)))
-    inputs.arrays(first, num_rows=4)
+    inputs.packed(first, num_rows=4)
     assert inputs.tables[0].tolist() == [[7, 0, 0, 0], [0, 0, 0, 0], [3, 9, 0, 0], [0, 0, 0, 0]]
-    inputs.arrays((DecodeRow(0, 32, (7, 1)), DecodeRow(2, 3, (5,))), num_rows=2)
+    inputs.packed((DecodeRow(0, 32, (7, 1)), DecodeRow(2, 3, (5,))), num_rows=2)
     assert inputs.tables[0][0, :2].tolist() == [7, 1]
     assert inputs.tables[0][2, :1].tolist() == [5]
 
 
 def test_pages_that_a_window_left_behind_are_not_sent_again() -> None:
     inputs = DecodeInputs(windows=(None, 33), group_windows=(None, 33), kv_heads=2, num_slots=1, max_pages=4)
-    inputs.arrays((DecodeRow(0, 63, (1, 2), ((5, 6),)),), num_rows=1)
+    inputs.packed((DecodeRow(0, 63, (1, 2), ((5, 6),)),), num_rows=1)
     assert [table[0].tolist() for table in inputs.tables] == [[1, 2, 0, 0], [5, 6, 0, 0]]
     arrays = inputs.host_arrays((DecodeRow(0, 96, (1, 2, 3, 4), ((0, 0, 7, 8),)),), num_rows=1)
-    inputs.arrays((DecodeRow(0, 96, (1, 2, 3, 4), ((0, 0, 7, 8),)),), num_rows=1)
+    inputs.packed((DecodeRow(0, 96, (1, 2, 3, 4), ((0, 0, 7, 8),)),), num_rows=1)
     assert [table[0].tolist() for table in inputs.tables] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert (arrays["writes_0"].tolist(), arrays["writes_1"].tolist()) == ([4 * 32], [8 * 32])
     assert arrays["items_1"][0].tolist() == [0, 64, 97, 96]  # what is read begins with the window
     other = DecodeRow(0, 70, (9, 8, 7), ((0, 3, 4),))
-    inputs.arrays((other,), num_rows=1)
+    inputs.packed((other,), num_rows=1)
     assert inputs.tables[1][0, 1:3].tolist() == [3, 4]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +13,10 @@ from vllm_mlx.runner.kernels.plan import PADDED, Integers, num_items, plan_items
 from vllm_mlx.runner.layers import PAGE_SIZE
 
 Arrays = dict[str, mx.array]
+
+PACKED_MULTIPLE = 32
+"""Each array begins at a multiple of so many numbers: kernels may read several at a time."""
+_ZEROS = np.zeros(PACKED_MULTIPLE, np.int32)
 
 
 class PageTables:
@@ -49,7 +54,8 @@ class PageTables:
             page_ids += added
             self._known[row.slot] = table
         if page_ids:
-            self.array[mx.array(slots), mx.array(columns)] = mx.array(page_ids, dtype=mx.int32)
+            at, column, page_id = mx.array(np.array([slots, columns, page_ids], np.int32))
+            self.array[at, column] = page_id
 
     def writes(self, rows: Sequence[DecodeRow]) -> list[int]:
         """Where in a head's part of the pool the rows' tokens go."""
@@ -108,6 +114,8 @@ class DecodeInputs:
     ) -> None:
         self.windows = tuple(windows)
         self._kv_heads = kv_heads
+        self._layouts: dict[int, list[tuple[str, int, tuple[int, ...]]]] = {}
+        """By the length of what is sent for so many rows: name, start and shape of each array in it."""
         self._tables = [
             PageTables(group, window=window, num_slots=num_slots, max_pages=max_pages)
             for group, window in enumerate(group_windows)
@@ -120,27 +128,45 @@ class DecodeInputs:
 
     @property
     def tables(self) -> list[mx.array]:
-        """Every slot's page table in each group, as of the last call of `arrays`."""
+        """Every slot's page table in each group, as of the last call of `packed`."""
         return [table.array for table in self._tables]
 
     def place(self, rows: Sequence[DecodeRow]) -> DecodePlace:
         """Where `rows` stand, without padding."""
-        return DecodePlace(self.arrays(rows, num_rows=len(rows)), self.tables, self.windows)
+        return DecodePlace(self.unpacked(self.packed(rows, num_rows=len(rows))), self.tables, self.windows)
 
-    def arrays(self, rows: Sequence[DecodeRow], *, num_rows: int) -> Arrays:
-        """The arrays for `rows`, padded to `num_rows`."""
+    def packed(self, rows: Sequence[DecodeRow], *, num_rows: int) -> mx.array:
+        """The arrays for `rows`, padded to `num_rows`, one after the other, int32 [n]; another n for each `num_rows`.
+
+        Each array that is sent by itself takes a host about as long as making it did.
+        """
         for table in self._tables:
             table.update(rows)
-        return {name: mx.array(array) for name, array in self.host_arrays(rows, num_rows=num_rows).items()}
+        layout: list[tuple[str, int, tuple[int, ...]]] = []
+        parts, size = [], 0
+        for name, array in self.host_arrays(rows, num_rows=num_rows).items():
+            layout.append((name, size, array.shape))
+            padding = -array.size % PACKED_MULTIPLE
+            parts += [array.reshape(-1), _ZEROS[:padding]]
+            size += array.size + padding
+        size += num_rows  # the rest grows by steps
+        self._layouts[size] = layout
+        return mx.array(np.concatenate([*parts, np.zeros(num_rows, np.int32)]))
+
+    def unpacked(self, packed: mx.array) -> Arrays:
+        """The arrays in what `packed` gave, which may be a compiler's tracer."""
+        layout = self._layouts[packed.size]
+        return {name: packed[start : start + prod(shape)].reshape(shape) for name, start, shape in layout}
 
     def host_arrays(self, rows: Sequence[DecodeRow], *, num_rows: int) -> dict[str, Integers]:
-        """The same, before they are sent to the device."""
+        """The arrays for `rows`, padded to `num_rows`."""
         slots = np.full(num_rows, self._tables[0].padding_slot, np.int32)
         positions = np.full(num_rows, PADDED, np.int32)
         count = len(rows)
         slots[:count] = [row.slot for row in rows]
         positions[:count] = [row.position for row in rows]
         built = {"slots": slots, "positions": np.maximum(0, positions)}
+        built["known"] = known_tokens(rows, num_rows=num_rows)
         for group, table in enumerate(self._tables):
             writes = built[f"writes_{group}"] = np.zeros(num_rows, np.int32)
             writes[:count] = table.writes(rows)

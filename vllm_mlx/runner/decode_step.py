@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from vllm_mlx.core.step import DecodeRow
-from vllm_mlx.runner.decode_inputs import Arrays, DecodePlace, known_tokens
+from vllm_mlx.runner.decode_inputs import DecodePlace
 from vllm_mlx.runner.drawing import COMPILED, Drawing, Draws, choose, draws_of
 from vllm_mlx.runner.fused_heads import FusedHeads
 from vllm_mlx.runner.kernel_pages import KernelPages
@@ -70,9 +70,9 @@ class DecodeStep:
 
         A slot has one row, whose token is its last one.
         """
-        arrays = self._inputs.arrays(rows, num_rows=draws["seeds"].size)
+        packed = self._inputs.packed(rows, num_rows=draws["seeds"].size)
         tokens, last_tokens, self._order.token = self._function(drawing)(
-            arrays, self._inputs.tables, last_tokens, self._order.token, draws
+            packed, self._inputs.tables, last_tokens, self._order.token, draws
         )
         return tokens, last_tokens
 
@@ -109,10 +109,9 @@ class DecodeStep:
 
     def _padded_logits(self, rows: Sequence[DecodeRow], last_tokens: mx.array, *, num_rows: int) -> mx.array:
         """Logits [num_rows, vocab]."""
-        arrays = self._inputs.arrays(rows, num_rows=num_rows)
-        arrays["known"] = mx.array(known_tokens(rows, num_rows=num_rows))
+        packed = self._inputs.packed(rows, num_rows=num_rows)
         logits: mx.array
-        logits, self._order.token = self._function(None)(arrays, self._inputs.tables, last_tokens, self._order.token)
+        logits, self._order.token = self._function(None)(packed, self._inputs.tables, last_tokens, self._order.token)
         return logits
 
     def _shapes(self) -> Iterator[tuple[int, Drawing | None]]:
@@ -130,11 +129,14 @@ class DecodeStep:
         """The step as a function of arrays. Weights and pools are its constants: no step replaces them."""
 
         def forward(
-            arrays: Arrays, tables: list[mx.array], last_tokens: mx.array, token: mx.array, draws: Draws | None = None
+            packed: mx.array, tables: list[mx.array], last_tokens: mx.array, token: mx.array, draws: Draws | None = None
         ) -> tuple[mx.array, ...]:
-            place = DecodePlace(arrays, tables, self._inputs.windows)
+            arrays = self._inputs.unpacked(packed)
+            place, tokens = DecodePlace(arrays, tables, self._inputs.windows), last_tokens[arrays["slots"]]
+            if drawing is None:  # rows may name theirs
+                tokens = mx.where(arrays["known"] < 0, tokens, arrays["known"])
             with self._order.starting_at(token):
-                views, tokens = self._pages.views(place), _input_tokens(arrays, place, last_tokens)
+                views = self._pages.views(place)
                 with self._fused.reading(views):
                     logits = self._model(tokens[:, None], cache=self._layers.fold(list(views)))[:, -1]
                 after = self._order.token
@@ -146,9 +148,3 @@ class DecodeStep:
             return tokens, last_tokens, after
 
         return forward
-
-
-def _input_tokens(arrays: Arrays, place: DecodePlace, last_tokens: mx.array) -> mx.array:
-    """What the rows compute, int32 [rows]: their slots' last tokens, or those that they name."""
-    last = last_tokens[place.slots]
-    return mx.where(arrays["known"] < 0, last, arrays["known"]) if "known" in arrays else last

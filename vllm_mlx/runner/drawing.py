@@ -72,18 +72,27 @@ def compiled_drawing(drawing: Drawing) -> Drawing | None:
 
 
 def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int]) -> Draws:
-    """The parameters as arrays."""
-
-    def column(values: list[float]) -> mx.array:
-        return mx.array(values)[:, None]
-
+    """The parameters as arrays, sent together: making one, a GPU's host may have to wait until the device is done."""
+    numbers = [
+        [1.0 if p.is_greedy else p.temperature for p in params],
+        [0.0 if p.is_greedy else p.min_p for p in params],
+        [1.0 if p.is_greedy else p.top_p for p in params],
+    ]
+    counts = [
+        [p.is_greedy for p in params],
+        [p.top_k if p.top_k > 0 and not p.is_greedy else 2**30 for p in params],
+        seeds,
+    ]
+    sent = mx.array(np.concatenate([np.array(numbers, np.float32).view(np.uint32), np.array(counts, np.uint32)]))
+    temperature, min_p, top_p = sent[:3].view(mx.float32)
+    is_greedy, top_k, seeds_ = sent[3:]
     return {
-        "is_greedy": mx.array([p.is_greedy for p in params]),
-        "temperature": column([1.0 if p.is_greedy else p.temperature for p in params]),
-        "log_min_p": mx.log(column([0.0 if p.is_greedy else p.min_p for p in params])),
-        "top_k": mx.array([p.top_k if p.top_k > 0 and not p.is_greedy else 2**30 for p in params])[:, None],
-        "top_p": column([1.0 if p.is_greedy else p.top_p for p in params]),
-        "seeds": mx.array(list(seeds), dtype=mx.uint32),
+        "is_greedy": is_greedy != 0,
+        "temperature": temperature[:, None],
+        "log_min_p": mx.log(min_p[:, None]),
+        "top_k": top_k[:, None].astype(mx.int32),
+        "top_p": top_p[:, None],
+        "seeds": seeds_,
     }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -70,7 +72,8 @@ class _LazyLogprobs(msgspec.Struct, frozen=True):
         return tuple(found)
 
 
-class _Batch(msgspec.Struct, frozen=True, eq=False):
+@dataclass(frozen=True, eq=False)
+class _Batch:
     """What stays as it is while the same slots are sampled."""
 
     numbers: tuple[int, ...]
@@ -78,10 +81,13 @@ class _Batch(msgspec.Struct, frozen=True, eq=False):
     num_padded: int
     drawing: Drawing
     draws: Draws
-    index: mx.array
-    """The slots, int32 [rows]."""
     seeds: Words
     """Padding included."""
+
+    @cached_property
+    def index(self) -> mx.array:
+        """The slots, int32 [rows]; a compiled step has them from elsewhere."""
+        return mx.array(self.numbers, dtype=mx.int32)
 
     def keys(self, positions: Sequence[int]) -> mx.array:
         """Of what is drawn for these positions; uint32 [rows, 2]."""
@@ -100,7 +106,8 @@ class _Slot:
         self.seed = _mix(params.seed or 0)
         self.bias_ids = mx.array(list(params.logit_bias), dtype=mx.int32) if params.logit_bias else None
         self.bias_values = mx.array(list(params.logit_bias.values())) if params.logit_bias else None
-        self.stop_ids = mx.array(list(params.stop_token_ids), dtype=mx.int32) if params.stop_token_ids else None
+        ends_late = params.stop_token_ids and params.min_tokens
+        self.stop_ids = mx.array(list(params.stop_token_ids), dtype=mx.int32) if ends_late else None
         self.counts: mx.array | None = None
         self.seen: mx.array | None = None
         if params.has_penalties:
@@ -222,10 +229,8 @@ class Sampler:
             slots = [self._slots[number] for number in numbers]
             params = [slot.params for slot in slots] + [PADDING] * num_padded
             seeds = [slot.seed for slot in slots] + [0] * num_padded
-            drawing, index = Drawing.of([slot.params for slot in slots]), mx.array(numbers, dtype=mx.int32)
-            self._batch = _Batch(
-                numbers, num_padded, drawing, draws_of(params, seeds), index, np.array(seeds, np.uint32)
-            )
+            drawing = Drawing.of([slot.params for slot in slots])
+            self._batch = _Batch(numbers, num_padded, drawing, draws_of(params, seeds), np.array(seeds, np.uint32))
         return self._batch
 
     def _penalised(self, logits: mx.array, slots: Sequence[_Slot]) -> mx.array:
