@@ -192,6 +192,7 @@ class Arrivals:
             backend="fake",
             device="none",
             dtype="none",
+            min_chunk=512,  # as on a GPU
         )
         self._scheduler = Scheduler(info, Config(max_num_seqs=rows))
         self._encode = msgspec.msgpack.Encoder().encode

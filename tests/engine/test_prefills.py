@@ -137,9 +137,18 @@ def test_what_is_left_of_a_step_goes_to_prompts_that_find_the_most_of_theirs() -
     assert [sum(len(row.token_ids) for row in step.prefills) for step in steps if step] == [40, 20]
 
 
-def test_those_who_find_the_most_of_theirs_are_not_looked_up_while_nobody_is_let_in(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who was looked up so far."""
+    names: list[str] = []
+    expect = KVManager.expect
+    monkeypatch.setattr(
+        KVManager, "expect", lambda kv, name, *a, **b: (names.append(name), expect(kv, name, *a, **b))[1]
+    )
+    return names
+
+
+def test_those_who_find_the_most_of_theirs_are_not_looked_up_while_nobody_is_let_in(looked_up: list[str]) -> None:
     queue = Queue(prefix_cache=True, min_chunk=20, max_num_seqs=1)
     queue.add("first", (1, *range(100, 300)))
     queue.steps_until_done("first")
@@ -147,13 +156,21 @@ def test_those_who_find_the_most_of_theirs_are_not_looked_up_while_nobody_is_let
     assert queue.step() == {"running": 40}
     for number in range(30):
         queue.add(str(number), (1, *range(100, 299), 5000 + number, 6000))
-    looked_up: list[str] = []
-    expect = KVManager.expect
-    monkeypatch.setattr(
-        KVManager, "expect", lambda kv, name, *a, **b: (looked_up.append(name), expect(kv, name, *a, **b))[1]
-    )
+    looked_up.clear()
     assert queue.step() == {"running": 30}
     assert len(looked_up) < 3
+
+
+def test_pages_of_those_next_in_line_are_named_while_the_device_is_busy(looked_up: list[str]) -> None:
+    queue = Queue(prefix_cache=True, min_chunk=40)
+    for number in range(4):
+        queue.add(str(number), (1, *range(100, 300), 5000 + number))
+    queue.step()
+    assert set(looked_up) == {"1", "2", "3"}, "the first is being computed"
+    looked_up.clear()
+    while queue.scheduler.has_work:
+        queue.step()
+    assert len(looked_up) < 6, "what is named is not named in each step again"
 
 
 @settings(max_examples=30, deadline=None)

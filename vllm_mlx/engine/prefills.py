@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from vllm_mlx.core.messages import Output
@@ -13,6 +14,8 @@ from vllm_mlx.kv.manager import KVManager
 
 SHORT = 4
 """A prompt is short beside another that has at least so many times as much left."""
+AHEAD_S = 0.003
+"""For how long a step the pages of prompts may be named whose turn comes later."""
 
 Admit = Callable[[Sequence], bool]
 """Gives a waiting sequence a slot and pages, if they are there. False if it, and so nobody after it, can be taken."""
@@ -51,6 +54,15 @@ class Prefills:
         size = self._chunk_size(first, rest, is_first=num_short <= budget // 2)
         self._compute(first, size, draft)
         self._plan_others(draft, behind, budget=max(0, rest - size), door=door)
+
+    def name_ahead(self, line: list[Sequence], *, most: int) -> None:
+        """Do now, while the device computes prompts, what would keep it waiting when the next `most` are let in."""
+        until = time.monotonic() + AHEAD_S
+        for sequence in [each for each in line if each.slot is None][:most]:
+            if not sequence.is_named:
+                self._expect(sequence)
+                if time.monotonic() > until:
+                    return
 
     def _plan_short(self, draft: Draft, behind: list[Sequence], *, first: Sequence, budget: int, door: _Door) -> int:
         """Chunks of short prompts within what is theirs; returns how many tokens they have."""
@@ -114,8 +126,12 @@ class Prefills:
 
     def _look_up(self, sequence: Sequence) -> None:
         """See how much of a waiting one is there."""
+        sequence.num_found = self._expect(sequence)
+
+    def _expect(self, sequence: Sequence) -> int:
         known, blocks = sequence.token_ids, sequence.submit.prompt.blocks
-        sequence.num_found = self._kv.expect(sequence.request_id, known, salt=sequence.salt, blocks=blocks)
+        sequence.is_named = True
+        return self._kv.expect(sequence.request_id, known, salt=sequence.salt, blocks=blocks)
 
     def _compute(self, sequence: Sequence, size: int, draft: Draft) -> None:
         """A chunk of a running sequence, or as much of it as there are pages for."""

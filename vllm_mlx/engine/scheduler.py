@@ -295,6 +295,8 @@ class Scheduler:
         budget = self._pace.budget(num_decoding=len(draft.rows), num_prefilling=num_prefilling)
         line = list(heapq.merge(prefilling, waiting, key=_order))
         self._prefills.plan(draft, line, budget=budget, admit=partial(self._admit, draft=draft))
+        if draft.prefills:
+            self._prefills.name_ahead(line, most=len(self._free_slots))
 
     def _admit(self, sequence: Sequence, draft: Draft) -> bool:
         """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there.

@@ -70,6 +70,8 @@ class Sequence:
     """Known tokens when it took its slot; after them every token is a decode."""
     num_found: int | None = None
     """Known tokens that were there when it was looked up, waiting; None if it was not."""
+    is_named: bool = False
+    """Whether its pages were named while it waited: done once, for where a prompt is long it takes milliseconds."""
     num_cached: int = 0
     """Prompt tokens that were in pages already when it first took its slot."""
     queued_s: float | None = None
