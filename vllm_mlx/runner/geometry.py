@@ -125,19 +125,26 @@ class PaddedChunks:
     """
 
     def __init__(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int, num_groups: int) -> None:
-        token_ids, *slots = np.zeros((1 + num_groups, num_rows, length), np.int32)
-        lasts = np.zeros(num_rows, np.int32)
+        token_ids = np.zeros((num_rows, length), np.int32)
+        starts, counts = np.zeros((2, num_rows, 1), np.int32)
         for i, row in enumerate(rows):
-            count = len(row.token_ids)
-            token_ids[i, :count] = row.token_ids
-            positions = np.arange(row.start, row.start + count, dtype=np.int32)
-            for group, page_ids in enumerate(row.tables):
-                slots[group][i, :count] = _slots_in(page_ids, positions)
-            lasts[i] = count - 1
+            token_ids[i, : len(row.token_ids)] = row.token_ids
+            starts[i], counts[i] = row.start, len(row.token_ids)
+        first, within = starts // PAGE_SIZE, np.arange(length, dtype=np.int32)
+        positions = starts + within
+        num_pages = 1 + (length + PAGE_SIZE - 2) // PAGE_SIZE  # a chunk that begins at the end of a page needs most
+        slots = []
+        for group in range(num_groups):
+            pages = np.zeros((num_rows, num_pages), np.int32)
+            for i, row in enumerate(rows):
+                own = row.tables[group][first[i, 0] : first[i, 0] + num_pages]
+                pages[i, : len(own)] = own
+            places = _slots(np.take_along_axis(pages, positions // PAGE_SIZE - first, axis=1), positions)
+            slots.append(np.where(within < counts, places, 0))
         self.token_ids = mx.array(token_ids)
         self.slots = tuple(mx.array(places.reshape(-1)) for places in slots)
         """Where the tokens go in each group of layers, counted over all pages."""
-        self.lasts = mx.array(lasts)
+        self.lasts = mx.array(np.maximum(0, counts[:, 0] - 1))
         """Index of each row's last token."""
 
 
