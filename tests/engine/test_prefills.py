@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_mlx.core.config import Config
-from vllm_mlx.core.messages import Submit
+from vllm_mlx.core.messages import FinishReason, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine.scheduler import Scheduler
@@ -25,8 +25,10 @@ PAGE = 4
 class Queue:
     """A scheduler whose sequences ask for one token, step by step."""
 
-    def __init__(self, budget: int = 40, *, min_chunk: int = 1, **settings: Any) -> None:
-        runner = FakeRunner(num_pages=4000, page_size=PAGE, max_model_len=8000, vocab_size=9000, min_chunk=min_chunk)
+    def __init__(self, budget: int = 40, *, min_chunk: int = 1, num_pages: int = 4000, **settings: Any) -> None:
+        runner = FakeRunner(
+            num_pages=num_pages, page_size=PAGE, max_model_len=8000, vocab_size=9000, min_chunk=min_chunk
+        )
         config = Config(**{"prefill_step_size": budget, "prefix_cache": False, "max_num_seqs": 64, **settings})
         self.scheduler = Scheduler(runner.info, config, clock=lambda: 0.0)
         self.runner = runner
@@ -171,6 +173,19 @@ def test_pages_of_those_next_in_line_are_named_while_the_device_is_busy(looked_u
     while queue.scheduler.has_work:
         queue.step()
     assert len(looked_up) < 6, "what is named is not named in each step again"
+
+
+def test_no_name_is_remembered_of_a_prompt_that_ended_before_its_turn(looked_up: list[str]) -> None:
+    queue = Queue(prefix_cache=True, num_pages=50)
+    sampling = SamplingParams(seed=1, temperature=0.0, max_tokens=1000)
+    resumed = Submit("too long", Prompt((9, 100)), sampling, resume_token_ids=tuple(range(200, 500)))
+    queue.scheduler.submit(resumed)
+    queue.add("first", 40)
+    queue.add("second", 40)
+    assert queue.step() == {"first": 40}
+    ends = {output.request_id: output.finish for output in queue.scheduler.take_outputs()}
+    assert ends["too long"] is FinishReason.LENGTH
+    assert looked_up == ["second"]
 
 
 @settings(max_examples=30, deadline=None)

@@ -58,7 +58,7 @@ class Prefills:
     def name_ahead(self, line: list[Sequence], *, most: int) -> None:
         """Do now, while the device computes prompts, what would keep it waiting when the next `most` are let in."""
         until = time.monotonic() + AHEAD_S
-        for sequence in [each for each in line if each.slot is None][:most]:
+        for sequence in [each for each in line if each.slot is None and not each.is_finished][:most]:
             if not sequence.is_named:
                 self._expect(sequence)
                 if time.monotonic() > until:
