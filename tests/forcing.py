@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
+from turns import Turns, Watched
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.grammar import GrammarError, Matcher
 from vllm_mlx.core.messages import FinishReason, Output, Submit
 from vllm_mlx.core.step import Runner, Step
 from vllm_mlx.engine.constraints import Constraints
-from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.engine.rounds import Rounds
 
 MAX_FORCED = 20
 """Most tokens that a matcher names at once."""
@@ -73,51 +73,37 @@ class Scripts:
 
 
 class Loop:
-    """Scheduler and runner in an order of the engine loop, on the calling thread; all steps are kept."""
+    """The engine's rounds, on the calling thread; all steps are kept."""
 
     def __init__(
         self, runner: Runner, config: Config, *, end: int, chunked: bool = True, collects_first: bool = False
     ) -> None:
         self.runner = runner
-        self.collects_first = collects_first
         info = msgspec.structs.replace(runner.info, chunked_decode=runner.info.chunked_decode and chunked)
         self.constraints = Constraints(lambda size: Scripts(size, end=end), vocab_size=info.vocab_size)
-        self.scheduler = Scheduler(info, config, constraints=self.constraints, clock=lambda: 0.0)
-        self.in_flight: Any = None
-        self.steps: list[Step] = []
+        self.scheduler = Watched(info, config, constraints=self.constraints, clock=lambda: 0.0)
         self.outputs: list[Output] = []
+        self.rounds = Rounds(self.scheduler, runner, self.constraints, tell=self._tell, overlap=Turns([collects_first]))
+
+    @property
+    def steps(self) -> list[Step]:
+        """All that were planned."""
+        return self.scheduler.steps
 
     def round(self) -> None:
-        """Sample, plan, build, start, collect, prepare masks; or build, collect, prepare masks, start."""
-        if self.constraints.has_prepared:
-            self.runner.sample(self.in_flight, self.constraints.masks)
-        step = self.scheduler.plan()
-        if step is not None:
-            self.steps.append(step)
-        built = self.runner.build(step) if step is not None else None
-        if self.collects_first:
-            self._collect()
-        if built is not None:
-            self.runner.start(built)
-        if not self.collects_first:
-            self._collect()
-        self.in_flight = built
-        self.outputs += self.scheduler.take_outputs()
+        """One round."""
+        self.rounds.round()
+        self._tell()
 
-    def _collect(self) -> None:
-        if self.in_flight is not None:
-            self.scheduler.commit(self.runner.collect(self.in_flight))
-        self.scheduler.check()
-        uncommitted = self.scheduler.uncommitted
-        if uncommitted is not None and uncommitted.constrained:
-            self.constraints.prepare(uncommitted.step.constrained, uncommitted.constrained)
+    def _tell(self) -> None:
+        self.outputs += self.scheduler.take_outputs()
 
     def run(self, *submits: Submit) -> dict[str, tuple[int, ...]]:
         """The tokens of each sequence."""
         with self.constraints:
             for submit in submits:
                 self.scheduler.submit(submit)
-            while self.scheduler.has_work or self.in_flight is not None:
+            while self.scheduler.has_work or self.rounds.has_in_flight:
                 self.round()
         tokens: dict[str, tuple[int, ...]] = {}
         for output in self.outputs:

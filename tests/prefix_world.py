@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from turns import Turns, Watched
+
 from vllm_mlx.core.cachespec import Layout
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import Output, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
-from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.engine.constraints import Constraints
+from vllm_mlx.engine.rounds import Rounds
 from vllm_mlx.kv.disk import DiskCache, open_disk
 from vllm_mlx.testing.fake import FakeRunner
 
@@ -39,7 +41,7 @@ PAGES_ONLY = ("pages", "windows", "windows only")
 
 
 class World:
-    """Scheduler and runner in the order of the engine loop; counts the tokens that are computed.
+    """The engine's rounds on the calling thread; counts the tokens that are computed.
 
     `collects_first` says in turns whether the tokens of the step in flight are taken in before the step that was built
     behind it is started.
@@ -53,6 +55,7 @@ class World:
         checkpoint_bytes: int = 1 << 20,
         disk: Path | None = None,
         collects_first: Sequence[bool] = (False,),
+        plans_ahead: bool = False,
         **given: Any,
     ) -> None:
         num_pages *= 2 if len(KINDS[kind].get("windows", ())) > 1 else 1  # each is of one group of layers only
@@ -63,38 +66,31 @@ class World:
         stored: dict[str, Any] = {"ssd_cache_dir": str(disk), "ssd_cache_min_free_gb": 0} if disk else {}
         config = Config(**{"prefill_step_size": 8, **stored, **given})
         self.disk: DiskCache | None = open_disk(config, self.runner.info)
-        self.scheduler = Scheduler(self.runner.info, config, disk=self.disk, clock=lambda: 0.0)
-        self.in_flight: Any = None
-        self.collects_first = itertools.cycle(collects_first)
-        self.num_prefilled = 0
+        constraints = Constraints(None, vocab_size=VOCAB_SIZE)
+        self.scheduler = Watched(self.runner.info, config, disk=self.disk, constraints=constraints, clock=lambda: 0.0)
+        self.scheduler.plans_ahead = plans_ahead
+        self.rounds = Rounds(self.scheduler, self.runner, constraints, tell=self._tell, overlap=Turns(collects_first))
         self.outputs: dict[str, list[Output]] = {}
+
+    @property
+    def num_prefilled(self) -> int:
+        """Prompt tokens that were computed."""
+        return sum(len(row.token_ids) for step in self.scheduler.steps for row in step.prefills)
 
     def round(self, *, late_abort: str = "") -> None:
         """`late_abort` is nobody's wish any more once the step is planned."""
-        step = self.scheduler.plan()
-        self.num_prefilled += sum(len(row.token_ids) for row in step.prefills) if step else 0
-        self.scheduler.abort(late_abort)
-        built = self.runner.build(step) if step else None
-        collects_first = next(self.collects_first)
-        if collects_first:
-            self.collect()
-        if built:
-            self.runner.start(built)
-        if not collects_first:
-            self.collect()
-        self.in_flight = built
-        self.scheduler.check()
+        self.scheduler.late_aborts = [late_abort]
+        self.rounds.round()
+        self._tell()
+
+    def _tell(self) -> None:
         for output in self.scheduler.take_outputs():
             self.outputs.setdefault(output.request_id, []).append(output)
-
-    def collect(self) -> None:
-        if self.in_flight:
-            self.scheduler.commit(self.runner.collect(self.in_flight))
 
     def run(self, *submits: Submit) -> None:
         for one in submits:
             self.scheduler.submit(one)
-        while self.scheduler.has_work or self.in_flight:
+        while self.scheduler.has_work or self.rounds.has_in_flight:
             if self.scheduler.waits_for_threads:
                 time.sleep(0.001)
             self.round()

@@ -31,6 +31,7 @@ from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.core.step import MemoryUse, ProgressCallback, Runner, RunnerFactory, Step, StepResult
 from vllm_mlx.engine.engine import Engine
 from vllm_mlx.engine.overlap import Overlap
+from vllm_mlx.engine.scheduler import Scheduler
 from vllm_mlx.testing.fake import FakeRunner, fake_factory
 
 
@@ -191,6 +192,47 @@ def test_tokens_are_collected_first_where_that_costs_nothing(
     run([prompt], factory=lambda progress: Recorder(calls, script=count_up), prefill_step_size=16)
     between = [calls[calls.index(f"build {i}") + 1 : calls.index(f"start {i}")] for i in range(4)]
     assert between == [[], [], ["collect 1"], ["collect 2"]], "step 0 gives no token"
+
+
+def note_plans(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note when steps are planned."""
+    plan = Scheduler.plan
+
+    def noted(scheduler: Scheduler) -> Step | None:
+        step = plan(scheduler)
+        calls.extend([] if step is None else [f"plan {step.number}"])
+        return step
+
+    monkeypatch.setattr(Scheduler, "plan", noted)
+
+
+def alike(count: int) -> list[ToEngine]:
+    """Prompts that begin with the same five pages of 32 tokens; each has one of its own."""
+    return [submit(str(number), *range(160), 200 + number, max_tokens=1) for number in range(count)]
+
+
+def test_those_who_wait_for_a_prefix_are_planned_before_the_step_that_ends_it_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    note_plans(calls, monkeypatch)
+    messages, _, _ = run(alike(3), factory=lambda progress: Recorder(calls), prefill_step_size=128)
+    assert calls == [
+        *("plan 0", "build 0", "start 0"),
+        *("plan 1", "build 1", "plan 2", "start 1", "collect 0"),
+        *("build 2", "collect 1", "start 2"),
+        *("collect 2", "plan 3", "build 3", "start 3", "collect 3", "idle", "close"),
+    ]
+    assert [outputs_of(messages, name)[0].num_cached for name in "012"] == [0, 160, 160]
+
+
+def test_nothing_is_planned_ahead_while_somebody_waits_for_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    note_plans(calls, monkeypatch)
+    crowd = [submit("a", max_tokens=20)], [], alike(3)
+    run(*crowd, factory=lambda progress: Recorder(calls), prefill_step_size=128)
+    for number in range(1, 10):
+        assert calls.index(f"start {number - 1}") < calls.index(f"plan {number}")
 
 
 def test_aborted_sequence_says_nothing_more() -> None:

@@ -48,7 +48,9 @@ class Queue:
         step = self.scheduler.plan()
         assert step is not None
         self._names.update({new.slot: self._first[new.token_ids[0]] for new in step.new})
-        self.scheduler.commit(self.runner.collect(self.runner.launch(step)))
+        launched = self.runner.launch(step)
+        self.scheduler.look_ahead()
+        self.scheduler.commit(self.runner.collect(launched))
         self.scheduler.check()
         self.steps.append({self._names[row.slot]: len(row.token_ids) for row in step.prefills})
         return self.steps[-1]

@@ -243,11 +243,19 @@ def check_equal(sharing: World, alone: World, arrivals: list[Any]) -> None:
     num_pages=st.integers(28, 60),
     checkpoint_bytes=st.sampled_from([0, 90, 400, 4000]),
     order=orders,
+    plans_ahead=st.booleans(),
 )
 def test_sharing_changes_no_token(
-    kind: str, arrivals: list[Any], gaps: list[int], num_pages: int, checkpoint_bytes: int, order: list[bool]
+    kind: str,
+    arrivals: list[Any],
+    gaps: list[int],
+    num_pages: int,
+    checkpoint_bytes: int,
+    order: list[bool],
+    plans_ahead: bool,
 ) -> None:
     settings = {"num_pages": num_pages, "checkpoint_bytes": checkpoint_bytes, "max_num_seqs": 3}
+    settings["plans_ahead"] = plans_ahead
     sharing = World(kind, collects_first=order, **settings)
     play(sharing, arrivals, gaps)
     alone = World(kind, prefix_cache=False)
@@ -260,11 +268,19 @@ def test_sharing_changes_no_token(
 
 
 @settings(max_examples=25, deadline=None)
-@given(kind=st.sampled_from(sorted(KINDS)), arrivals=arrivals, gaps=gaps, restart_at=st.integers(0, 11), order=orders)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    arrivals=arrivals,
+    gaps=gaps,
+    restart_at=st.integers(0, 11),
+    order=orders,
+    plans_ahead=st.booleans(),
+)
 def test_a_disk_and_a_restart_change_no_token(
-    kind: str, arrivals: list[Any], gaps: list[int], restart_at: int, order: list[bool]
+    kind: str, arrivals: list[Any], gaps: list[int], restart_at: int, order: list[bool], plans_ahead: bool
 ) -> None:
     settings = {"num_pages": 28, "checkpoint_bytes": 300, "max_num_seqs": 3, "collects_first": order}
+    settings["plans_ahead"] = plans_ahead
     with tempfile.TemporaryDirectory() as folder:
         for part in (slice(0, restart_at), slice(restart_at, None)):
             with opened(kind, disk=Path(folder), **settings) as world:

@@ -162,7 +162,7 @@ def test_everybody_ends_with_the_tokens_that_it_would_have_alone(
             for _ in range(pause):
                 world.round()
         deadline = time.monotonic() + TIMEOUT_S
-        while world.scheduler.has_work or world.in_flight:
+        while world.scheduler.has_work or world.rounds.has_in_flight:
             assert time.monotonic() < deadline, "somebody waits for ever"
             if world.scheduler.waits_for_threads:
                 time.sleep(0.001)

@@ -459,9 +459,9 @@ def test_full_pages_are_named_by_their_tokens_and_salt() -> None:
     first = page_name(b"", (1, 2, 3, 4), salt=b"tenant")
     second = page_name(first, (5, 6, 7, 50), salt=b"tenant")
     advance(s)
-    assert (s._kv.find(first), s._kv.find(second)) == (1, None)
+    assert (s._kv._pool.find(first), s._kv._pool.find(second)) == (1, None)
     advance(s)
-    assert s._kv.find(second) == 2
+    assert s._kv._pool.find(second) == 2
 
 
 def test_model_without_pages_has_empty_tables() -> None:

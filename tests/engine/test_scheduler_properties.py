@@ -8,19 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from forcing import Scripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turns import Turns, Watched
 
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.messages import FinishReason, Output, Submit
 from vllm_mlx.core.prompt import Prompt
 from vllm_mlx.core.sampling import SamplingParams
 from vllm_mlx.engine.constraints import Constraints
-from vllm_mlx.engine.scheduler import Scheduler
+from vllm_mlx.engine.rounds import Rounds
 from vllm_mlx.testing.fake import FakeRunner
 
 VOCAB_SIZE, END = 11, 10
@@ -40,6 +40,7 @@ class World:
     chunked_decode: bool = False
     collects_first: tuple[bool, ...] = (False,)
     """In turns: whether the tokens of the step in flight are taken in before the step built behind it is started."""
+    plans_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Arrival:
 
 @dataclass
 class Loop:
-    """Scheduler and runner in the order of the engine loop, checked in every round."""
+    """The engine's rounds on the calling thread, checked in every one."""
 
     world: World
     outputs: dict[str, list[Output]] = field(default_factory=dict)
@@ -72,9 +73,12 @@ class Loop:
         )
         self.constraints = Constraints(lambda size: Scripts(size, end=END), vocab_size=VOCAB_SIZE)
         config = Config(max_num_seqs=w.max_num_seqs, prefill_step_size=w.prefill_step_size)
-        self.scheduler = Scheduler(self.runner.info, config, constraints=self.constraints, clock=lambda: 0.0)
-        self.in_flight: Any = None
-        self.rounds = 0
+        self.scheduler = Watched(self.runner.info, config, constraints=self.constraints, clock=lambda: 0.0)
+        self.scheduler.costs_s, self.scheduler.plans_ahead = w.step_costs_s, w.plans_ahead
+        self.rounds = Rounds(
+            self.scheduler, self.runner, self.constraints, tell=self.tell, overlap=Turns(w.collects_first)
+        )
+        self.num_rounds = 0
 
     def submit(self, submit: Submit) -> None:
         """The grammar is there at once, so that nothing depends on threads."""
@@ -83,50 +87,32 @@ class Loop:
             time.sleep(0)
 
     def round(self, late_aborts: Sequence[str] = ()) -> None:
-        if self.constraints.has_prepared:
-            self.runner.sample(self.in_flight, self.constraints.masks)
-        step = self.scheduler.plan()
-        self.scheduler.check()
-        assert step or self.in_flight or not self.scheduler.has_work, "work, but no step"
-        for name in late_aborts:
-            self.scheduler.abort(name)
-        built = self.runner.build(step) if step else None
-        collects_first = self.world.collects_first[self.rounds % len(self.world.collects_first)]
-        if collects_first:
-            self.collect()
-        if built:
-            self.runner.start(built)
-        if not collects_first:
-            self.collect()
-        self.in_flight = built
-        uncommitted = self.scheduler.uncommitted
-        if uncommitted is not None and uncommitted.constrained:
-            self.constraints.prepare(uncommitted.step.constrained, uncommitted.constrained)
+        self.scheduler.late_aborts = late_aborts
+        had_in_flight, num_steps = self.rounds.has_in_flight, len(self.scheduler.steps)
+        self.rounds.round()
+        has_done = had_in_flight or len(self.scheduler.steps) > num_steps
+        assert has_done or not self.scheduler.has_work, "work, but no step"
+        self.tell()
+        self.num_rounds += 1
+
+    def tell(self) -> None:
         for output in self.scheduler.take_outputs():
             self.outputs.setdefault(output.request_id, []).append(output)
-        self.rounds += 1
-
-    def collect(self) -> None:
-        if self.in_flight:
-            costs = self.world.step_costs_s
-            result = self.runner.collect(self.in_flight)
-            self.scheduler.commit(msgspec.structs.replace(result, elapsed_s=costs[self.rounds % len(costs)]))
-            self.scheduler.check()
 
     def run(self, arrivals: list[Arrival]) -> None:
         last = max((a.at + (a.abort_after or 0) for a in arrivals), default=0)
-        while self.scheduler.has_work or self.in_flight or self.rounds <= last:
+        while self.scheduler.has_work or self.rounds.has_in_flight or self.num_rounds <= last:
             late_aborts = []
             for arrival in arrivals:
                 name = arrival.submit.request_id
-                if arrival.at == self.rounds:
+                if arrival.at == self.num_rounds:
                     self.submit(arrival.submit)
-                if arrival.abort_after is not None and arrival.at + arrival.abort_after == self.rounds:
+                if arrival.abort_after is not None and arrival.at + arrival.abort_after == self.num_rounds:
                     late_aborts += [name] if arrival.is_aborted_late else []
                     if not arrival.is_aborted_late:
                         self.scheduler.abort(name)
             self.round(late_aborts)
-            assert self.rounds < 20_000, "somebody starves"
+            assert self.num_rounds < 20_000, "somebody starves"
         self.close()
 
     def close(self) -> None:
@@ -159,6 +145,7 @@ worlds = st.builds(
     step_costs_s=st.lists(st.floats(0, 3), min_size=1, max_size=3).map(tuple),
     chunked_decode=st.booleans(),
     collects_first=st.lists(st.booleans(), min_size=1, max_size=3).map(tuple),
+    plans_ahead=st.booleans(),
 )
 
 scripts = st.lists(st.one_of(st.none(), st.integers(0, END), st.integers(0, END)), max_size=30).map(

@@ -130,7 +130,7 @@ def test_pages_of_other_groups_have_other_names() -> None:
     compute(kv, "a", A[:4])
     name = page_name(b"", A[:4], salt=b"")
     page_ids, (local,) = kv.row_tables("a")
-    assert (kv.find(name), kv.find(group_name(name, 1))) == (page_ids[0], local[0])
+    assert (kv._pool.find(name), kv._pool.find(group_name(name, 1))) == (page_ids[0], local[0])
     assert len({group_name(name, group) for group in range(8)}) == 8
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -27,9 +27,9 @@ from vllm_mlx.core.messages import (
     Submit,
     ToEngine,
 )
-from vllm_mlx.core.step import Runner, RunnerFactory, Step
+from vllm_mlx.core.step import Runner, RunnerFactory
 from vllm_mlx.engine.constraints import Constraints
-from vllm_mlx.engine.overlap import Overlap
+from vllm_mlx.engine.rounds import Rounds
 from vllm_mlx.engine.scheduler import Scheduler
 from vllm_mlx.kv.disk import DiskCache, open_disk
 
@@ -65,8 +65,7 @@ class Outbox(Protocol):
 class Engine:
     """One model on one thread: the thread that calls `run()` loads the model, computes and frees.
 
-    `stats` and `step_started_at` may be read from any thread: the last statistics sent, and when
-    (`time.monotonic()`) the step that is being computed now was begun, None between steps.
+    `stats` may be read from any thread: the last statistics sent.
     """
 
     _runner: Runner
@@ -89,12 +88,10 @@ class Engine:
         self._inbox = inbox
         self._outbox = outbox
         self._disk: DiskCache | None = None
-        self._in_flight: Any = None
-        self._overlap = Overlap()
+        self._rounds: Rounds | None = None
         self._is_resting = False
         self._stats_sent_at = 0.0
         self.stats = Stats()
-        self.step_started_at: float | None = None
 
     def run(self) -> None:
         """Load the model, say Ready, and serve until Shutdown.
@@ -108,53 +105,33 @@ class Engine:
             self._disk = open_disk(self._config, runner.info)
             self._constraints = Constraints(self._grammars, vocab_size=runner.info.vocab_size)
             self._scheduler = Scheduler(runner.info, self._config, disk=self._disk, constraints=self._constraints)
+            self._rounds = rounds = Rounds(self._scheduler, runner, self._constraints, tell=self._send_outputs)
             self._outbox.send(Ready(runner.info))
             with self._constraints:
-                self._loop()
-                self._write_out()
+                self._loop(rounds)
+                self._write_out(rounds)
         except (ModelError, ConfigError) as error:
             self._outbox.send(Failed(error.message, is_model_error=True))
         except Exception as error:
             log.exception("the engine failed")
             self._outbox.send(Failed(f"{type(error).__name__}: {error}"))
         finally:
-            self.step_started_at = None
-            self._in_flight = None  # it holds on to what the runner is about to free
+            if self._rounds is not None:
+                self._rounds.drop()
             if self._disk is not None:
                 self._disk.close()
             _close(runner)
 
-    def _loop(self) -> None:
-        """While step N is computed, step N + 1 is planned, built and started; only then are N's tokens waited for.
+    @property
+    def step_started_at(self) -> float | None:
+        """See `Rounds`. May be read from any thread."""
+        return self._rounds.step_started_at if self._rounds is not None else None
 
-        Or before it is started: where the device waits for the host, see `Overlap`, and where they are first tokens,
-        which are told at once.
-        """
+    def _loop(self, rounds: Rounds) -> None:
         while self._receive():
-            self._round()
+            rounds.round()
+            self._is_resting = self._is_resting and not rounds.has_in_flight
             self._tell()
-
-    def _round(self) -> None:
-        begun = time.monotonic()
-        self._sample()
-        in_flight = self._scheduler.uncommitted
-        step = self._scheduler.plan()
-        built = self._build(step)
-        gives_tokens = in_flight is not None and bool(in_flight.step.sampled_slots)
-        gives_first = in_flight is not None and any(row.samples for row in in_flight.step.prefills)
-        if gives_first or (gives_tokens and self._overlap.collects_first):
-            waited_s = self._collect()
-            if gives_first:
-                self._send_outputs()  # launching a step takes a host milliseconds, and these are waited for most
-            self._prepare_masks()
-            self._start(built)
-        else:
-            self._start(built)
-            waited_s = self._collect()
-            self._prepare_masks()
-        self._in_flight = built
-        if gives_tokens:
-            self._overlap.observe(waited_s, time.monotonic() - begun)
 
     def _receive(self) -> bool:
         """Take messages in, waiting for one if there is nothing else to do; False when the engine is to end."""
@@ -174,42 +151,8 @@ class Engine:
                     return False
         return True
 
-    def _build(self, step: Step | None) -> Any:
-        """Get the next step ready; its handle, or None if nothing can be computed now."""
-        if step is None:
-            return None
-        self._is_resting = False
-        self.step_started_at = self.step_started_at or time.monotonic()
-        return self._runner.build(step)
-
-    def _start(self, built: Any) -> None:
-        if built is not None:
-            self._runner.start(built)
-
-    def _sample(self) -> None:
-        """Have the tokens of the step in flight chosen, if grammars have a say in that."""
-        if self._constraints.has_prepared:
-            self._runner.sample(self._in_flight, self._constraints.masks)
-
-    def _prepare_masks(self) -> None:
-        """All tokens before those of the step planned last are known: work out, while it runs, what these may be."""
-        launched = self._scheduler.uncommitted
-        if launched is not None and launched.constrained:
-            self._constraints.prepare(launched.step.constrained, launched.constrained)
-
-    def _collect(self) -> float:
-        """Wait for the step that was in flight before this round's; returns for how many seconds."""
-        if self._in_flight is None:
-            return 0.0
-        begun = time.monotonic()
-        result = self._runner.collect(self._in_flight)
-        waited_s = time.monotonic() - begun
-        self._scheduler.commit(result)
-        return waited_s
-
     def _tell(self) -> None:
         """Send what the round gave and, now and then, how things stand."""
-        self.step_started_at = None if self._in_flight is None else time.monotonic()
         self._send_outputs()
         if time.monotonic() - self._stats_sent_at >= STATS_INTERVAL_S:
             self._send_stats()
@@ -219,21 +162,25 @@ class Engine:
         if outputs:
             self._outbox.send(Outputs(outputs))
 
-    def _write_out(self) -> None:
+    def _write_out(self, rounds: Rounds) -> None:
         """Before the end: hand what is worth keeping to the disk."""
         self._scheduler.abort_all()
         deadline = time.monotonic() + WRITE_OUT_TIMEOUT_S
         while self._disk is not None and self._is_busy and time.monotonic() < deadline:
-            self._round()
+            rounds.round()
 
     @property
     def _pause_s(self) -> float:
         """How long a message may be waited for although there is work."""
-        return DISK_PAUSE_S if self._in_flight is None and self._scheduler.waits_for_threads else 0
+        return DISK_PAUSE_S if not self._has_in_flight and self._scheduler.waits_for_threads else 0
 
     @property
     def _is_busy(self) -> bool:
-        return self._in_flight is not None or self._scheduler.has_work
+        return self._has_in_flight or self._scheduler.has_work
+
+    @property
+    def _has_in_flight(self) -> bool:
+        return self._rounds is not None and self._rounds.has_in_flight
 
     def _rest(self) -> list[ToEngine]:
         """Nothing to do: say so, wait for messages, and drop temporary memory if none come for a while.

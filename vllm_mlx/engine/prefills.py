@@ -55,10 +55,10 @@ class Prefills:
         self._compute(first, size, draft)
         self._plan_others(draft, behind, budget=max(0, rest - size), door=door)
 
-    def name_ahead(self, line: list[Sequence], *, most: int) -> None:
-        """Do now, while the device computes prompts, what would keep it waiting when the next `most` are let in."""
+    def name_ahead(self, waiting: list[Sequence], *, most: int) -> None:
+        """Name the pages of those of the first `most` that are not named yet, as far as there is time."""
         until = time.monotonic() + AHEAD_S
-        for sequence in [each for each in line if each.slot is None and not each.is_finished][:most]:
+        for sequence in waiting[:most]:
             if not sequence.is_named:
                 self._expect(sequence)
                 if time.monotonic() > until:

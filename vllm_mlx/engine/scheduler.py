@@ -75,6 +75,7 @@ class Scheduler:
         self._num_planned = 0
         self._num_tokens = 0
         self._num_preemptions = 0
+        self._has_preempted = False  # for the step planned last
 
     @property
     def has_work(self) -> bool:
@@ -179,7 +180,7 @@ class Scheduler:
         """Send a running sequence back to wait; it keeps its tokens, and those on their way to it."""
         self._leave(sequence)
         sequence.num_computed, sequence.num_found = 0, None
-        sequence.was_preempted = True
+        sequence.was_preempted = self._has_preempted = True
         insort(self._waiting, sequence, key=_order)
         self._num_preemptions += 1
 
@@ -213,10 +214,10 @@ class Scheduler:
         When the last sequence has ended, a step without rows tells the runner so.
         """
         draft = Draft()
-        num_preemptions = self._num_preemptions
+        self._has_preempted = False
         self._plan_decodes(draft)
         # A preempted sequence may have a token in flight: nobody is admitted before that has arrived.
-        waiting = self._ready() if num_preemptions == self._num_preemptions else []
+        waiting = [] if self._has_preempted else self._ready()
         self._plan_prefills(draft, waiting)
         self._outputs += draft.outputs
         if not draft.rows and not self._kv.has_orders and (self._running or not self._released):
@@ -231,6 +232,11 @@ class Scheduler:
             known = row.sequence.token_ids
             self._kv.publish(row.sequence.request_id, known, num_computed=row.num_computed)
         return launched.step
+
+    def look_ahead(self) -> None:
+        """While the device computes prompts: do what would keep it waiting when the next sequences are let in."""
+        if self._launched and self._launched[-1].step.prefills:
+            self._prefills.name_ahead(self._waiting, most=len(self._free_slots))
 
     def _ready(self) -> list[Sequence]:
         """Waiting sequences that can be begun; those whose grammar turns out not to work end here."""
@@ -293,10 +299,8 @@ class Scheduler:
             return
         num_prefilling = len(prefilling) + min(len(waiting), len(self._free_slots))
         budget = self._pace.budget(num_decoding=len(draft.rows), num_prefilling=num_prefilling)
-        line = list(heapq.merge(prefilling, waiting, key=_order))
-        self._prefills.plan(draft, line, budget=budget, admit=partial(self._admit, draft=draft))
-        if draft.prefills:
-            self._prefills.name_ahead(line, most=len(self._free_slots))
+        line, admit = list(heapq.merge(prefilling, waiting, key=_order)), partial(self._admit, draft=draft)
+        self._prefills.plan(draft, line, budget=budget, admit=admit)
 
     def _admit(self, sequence: Sequence, draft: Draft) -> bool:
         """Give a waiting sequence a slot and the pages of all its known tokens and the next, if they are there.
@@ -341,9 +345,14 @@ class Scheduler:
     # ---- results ----
 
     @property
-    def uncommitted(self) -> Launched | None:
-        """The oldest step that is not committed."""
-        return self._launched[0] if self._launched else None
+    def newest(self) -> Launched | None:
+        """The step planned last, if it is not committed."""
+        return self._launched[-1] if self._launched else None
+
+    @property
+    def can_let_in(self) -> bool:
+        """Whether somebody waited for a prefix whose last part is in the step planned last, and may begin behind it."""
+        return bool(self._free_slots) and not self._has_preempted and self._kv.has_come
 
     def commit(self, result: StepResult) -> None:
         """Take in the tokens of the oldest step that is not committed. Raises ValueError if they are not its own."""

@@ -99,6 +99,12 @@ class KVManager:
         """Sequences that wait for the disk."""
         return self._loader.disk.num_loading if self._loader else 0
 
+    @property
+    def has_come(self) -> bool:
+        """Whether a sequence waits for a prefix that nobody has to compute any more."""
+        awaited = (table.awaited for table in self._waiting.values())
+        return any(name is not None and name not in self._under_way for name in awaited)
+
     def figures(self) -> Stats:
         """The manager's part of `Stats`."""
         return Stats(
@@ -115,10 +121,6 @@ class KVManager:
     def has_orders(self) -> bool:
         """Whether the runner should be told something although no sequence has work for it."""
         return self._checkpoints.has_dropped or (self._loader is not None and self._loader.has_orders)
-
-    def pages_for(self, num_tokens: int) -> int:
-        """How many pages of a group hold `num_tokens` tokens."""
-        return -(-num_tokens // self._page_size) if self._num_pages else 0
 
     def could_fit(self, num_tokens: int, *, token_ids: Sequence[int] = (), salt: bytes = b"") -> bool:
         """Whether `num_tokens` tokens, of which `token_ids` are known, fit if nobody else uses a page."""
@@ -165,7 +167,7 @@ class KVManager:
         if self._loader is not None and self._loader.is_waiting(seq_id, table):
             return Admission.READING
         match = self._match(table, token_ids)
-        table.awaited = self._last_under_way(table, token_ids, match)
+        table.awaited = self._last_under_way(table, token_ids, match.count)
         if table.awaited is not None:
             return Admission.PREFIX_UNDER_WAY
         num_missing = self._holdings.num_missing(match, num_tokens, is_alone=not self._tables)
@@ -262,9 +264,12 @@ class KVManager:
     def expect(self, seq_id: str, token_ids: Sequence[int], *, salt: bytes = b"", blocks: tuple[int, ...] = ()) -> int:
         """How many of its tokens `admit` would find now, in memory or on disk, for a sequence without a table.
 
-        Names of its pages are kept for `admit`, which is to follow, or `release`.
+        Names of its pages, and what it waits for, are kept for `admit`, which is to follow, or `release`.
         """
-        return sum(self._found(self._table_of(seq_id, salt, blocks), token_ids))
+        table = self._table_of(seq_id, salt, blocks)
+        num_memory, num_stored = self._found(table, token_ids)
+        table.awaited = self._last_under_way(table, token_ids, num_memory // self._page_size)
+        return num_memory + num_stored
 
     def _table_of(self, seq_id: str, salt: bytes, blocks: tuple[int, ...]) -> Table:
         """What is known of a sequence that waits."""
@@ -311,10 +316,6 @@ class KVManager:
         """Its page tables of the first group and of the others; each is the same object until it changes."""
         return self._tables[seq_id].row_tables
 
-    def find(self, name: bytes) -> int | None:
-        """The page of that name (see `blocks.page_name` and `group_name`), in use or remembered."""
-        return self._pool.find(name)
-
     def check(self) -> None:
         """Raise AssertionError if a page is lost, miscounted, or both free and used. For tests: looks at all pages."""
         num_users = Counter(page for table in self._tables.values() for page in table.held)
@@ -336,12 +337,12 @@ class KVManager:
         """The longest prefix in memory; none if prefixes are not shared."""
         return self._matcher.match(table, token_ids) if self._shares_prefixes else self._matcher.nothing
 
-    def _last_under_way(self, table: Table, token_ids: Sequence[int], match: Match) -> bytes | None:
-        """The last name of this prefix that somebody else is about to have; None if nobody is."""
+    def _last_under_way(self, table: Table, token_ids: Sequence[int], count: int) -> bytes | None:
+        """The last name behind the first `count` that somebody else is about to have; None if nobody is."""
         most = (len(token_ids) - 1) // self._page_size
-        if not self._under_way or match.count >= most:
+        if not self._under_way or count >= most:
             return None
-        names = table.name_pages(token_ids, most, page_size=self._page_size)[match.count : most]
+        names = table.name_pages(token_ids, most, page_size=self._page_size)[count:most]
         # Pages are of use without a gap only.
         return self._under_way.last_of(names, without_gap=self._rules is None)
 

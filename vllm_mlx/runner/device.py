@@ -60,11 +60,13 @@ def _read_limit(file: Path) -> int | None:
 def configure(device: Device, utilization: float) -> None:
     """Set MLX's limits for a server: keep freed buffers for reuse, wire weights on Metal, no g++ per kernel on a CPU.
 
-    MLX's own cache limit on a CPU is 32 MiB, less than one prefill chunk frees and asks for again.
+    MLX's own cache limit on a CPU is 32 MiB, less than one prefill chunk frees and asks for again. On CUDA the limit is
+    all that may be used, as MLX's own is: what goes beyond it is given back at once, and for memory that the host can
+    read that waits until the device has nothing to do.
     """
-    mx.set_cache_limit(min(2 * GIB, device.memory_bytes // 16))
+    limit = int(device.memory_bytes * utilization)
+    mx.set_cache_limit(limit if device.backend == "cuda" else min(2 * GIB, device.memory_bytes // 16))
     if device.is_gpu:
-        limit = int(device.memory_bytes * utilization)
         mx.set_memory_limit(limit)
         if device.backend == "metal":
             mx.set_wired_limit(min(limit, device.memory_bytes))
