@@ -34,7 +34,7 @@ class PlainPages:
                 by_token = scales[i].reshape(pool.shape[0], -1)
                 pool[index], by_token[index] = packing.pack(rows)
                 scales[i][:] = by_token.reshape(scales[i].shape)
-        return after + 1
+        return mx.depends(after + 1, [key_pool, value_pool, *(scales or ())])
 
     def read(self, pool, table, *, after, scales=None):
         if self._pools.packing is not None:
@@ -77,6 +77,11 @@ class PlainKernels(Kernels):
         super().__init__("plain")
         self._broken = broken
         self._plans = plans
+
+    @property
+    def waits_for_memory(self) -> bool:
+        """So that tests send a step's numbers as on CUDA."""
+        return True
 
     @property
     def plans_attention(self) -> bool:

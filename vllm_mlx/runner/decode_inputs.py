@@ -11,6 +11,7 @@ import numpy as np
 from vllm_mlx.core.step import DecodeRow
 from vllm_mlx.runner.kernels.plan import PADDED, Integers, num_items, plan_items
 from vllm_mlx.runner.layers import PAGE_SIZE
+from vllm_mlx.runner.staging import Send
 
 Arrays = dict[str, mx.array]
 
@@ -26,9 +27,12 @@ class PageTables:
     show any more stay as they are, and nobody reads them.
     """
 
-    def __init__(self, group: int, *, window: int | None, num_slots: int, max_pages: int) -> None:
+    def __init__(
+        self, group: int, *, window: int | None, num_slots: int, max_pages: int, send: Send = mx.array
+    ) -> None:
         self._group = group
         self._window = window
+        self._send = send
         self.array = mx.zeros((num_slots + 1, max(1, max_pages)), mx.int32)
         self._known: list[tuple[int, ...]] = [()] * num_slots
 
@@ -54,7 +58,7 @@ class PageTables:
             page_ids += added
             self._known[row.slot] = table
         if page_ids:
-            at, column, page_id = mx.array(np.array([slots, columns, page_ids], np.int32))
+            at, column, page_id = self._send(np.array([slots, columns, page_ids], np.int32))
             self.array[at, column] = page_id
 
     def writes(self, rows: Sequence[DecodeRow]) -> list[int]:
@@ -111,13 +115,15 @@ class DecodeInputs:
         kv_heads: int,
         num_slots: int,
         max_pages: int,
+        send: Send = mx.array,
     ) -> None:
+        self._send = send
         self.windows = tuple(windows)
         self._kv_heads = kv_heads
         self._layouts: dict[int, list[tuple[str, int, tuple[int, ...]]]] = {}
         """By the length of what is sent for so many rows: name, start and shape of each array in it."""
         self._tables = [
-            PageTables(group, window=window, num_slots=num_slots, max_pages=max_pages)
+            PageTables(group, window=window, num_slots=num_slots, max_pages=max_pages, send=send)
             for group, window in enumerate(group_windows)
         ]
 
@@ -151,7 +157,7 @@ class DecodeInputs:
             size += array.size + padding
         size += num_rows  # the rest grows by steps
         self._layouts[size] = layout
-        return mx.array(np.concatenate([*parts, np.zeros(num_rows, np.int32)]))
+        return self._send(np.concatenate([*parts, np.zeros(num_rows, np.int32)]))
 
     def unpacked(self, packed: mx.array) -> Arrays:
         """The arrays in what `packed` gave, which may be a compiler's tracer."""

@@ -103,13 +103,18 @@ def without_forbidden(logits: mx.array, words: mx.array) -> mx.array:
     return mx.where(allowed, logits, NEGATIVE_INFINITY)
 
 
+def best(logits: mx.array) -> mx.array:
+    """The best token of each row, int32 [rows]."""
+    return mx.argmax(logits, axis=-1).view(mx.int32)
+
+
 def choose(drawing: Drawing, logits: mx.array, draws: Draws, *, keys: mx.array) -> mx.array:
     """The best token of greedy rows, a draw for the others; int32 [rows].
 
     `logits` float32 [rows, vocab]; `keys` uint32 [rows, 2]: seeds, and positions where the chosen tokens will stand.
     """
     if not drawing.draws:
-        return mx.argmax(logits, axis=-1).view(mx.int32)
+        return best(logits)
     drawn = _draw(drawing, logits, draws, keys)
     if drawing.has_greedy:
         drawn = mx.where(draws["is_greedy"], mx.argmax(logits, axis=-1), drawn)

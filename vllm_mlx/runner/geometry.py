@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vllm_mlx.core.step import DecodeRow, PrefillRow
 from vllm_mlx.runner.layers import PAGE_SIZE
+from vllm_mlx.runner.staging import Send
 
 Integers = NDArray[np.int32]
 
@@ -124,7 +125,9 @@ class PaddedChunks:
     Padding is written to page 0, where nothing is kept.
     """
 
-    def __init__(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int, num_groups: int) -> None:
+    def __init__(
+        self, rows: Sequence[PrefillRow], *, num_rows: int, length: int, num_groups: int, send: Send = mx.array
+    ) -> None:
         token_ids = np.zeros((num_rows, length), np.int32)
         starts, counts = np.zeros((2, num_rows, 1), np.int32)
         for i, row in enumerate(rows):
@@ -141,10 +144,10 @@ class PaddedChunks:
                 pages[i, : len(own)] = own
             places = _slots(np.take_along_axis(pages, positions // PAGE_SIZE - first, axis=1), positions)
             slots.append(np.where(within < counts, places, 0))
-        self.token_ids = mx.array(token_ids)
-        self.slots = tuple(mx.array(places.reshape(-1)) for places in slots)
+        self.token_ids = send(token_ids)
+        self.slots = tuple(send(places.reshape(-1)) for places in slots)
         """Where the tokens go in each group of layers, counted over all pages."""
-        self.lasts = mx.array(np.maximum(0, counts[:, 0] - 1))
+        self.lasts = send(np.maximum(0, counts[:, 0] - 1))
         """Index of each row's last token."""
 
 

@@ -20,6 +20,7 @@ from vllm_mlx.runner.kernels.pools import PoolFormat, empty_pools
 from vllm_mlx.runner.kernels.variant import DecodeVariant
 from vllm_mlx.runner.layers import PAGE_SIZE, Fetching, LayerShape, narrower, paged_groups
 from vllm_mlx.runner.pages import SinglePageView, write_split_pages
+from vllm_mlx.runner.staging import Send
 
 
 class Kernels:
@@ -30,6 +31,11 @@ class Kernels:
         self._pages: dict[PoolFormat, PageKernels] = {}
         self._decode: dict[DecodeVariant, PagedAttention] = {}
         self._heads: dict[HeadsVariant, HeadsKernel] = {}
+
+    @property
+    def waits_for_memory(self) -> bool:
+        """Whether the host waits for the device when it makes an array, see `staging`."""
+        return self._backend == "cuda"
 
     @property
     def plans_attention(self) -> bool:
@@ -249,9 +255,18 @@ class KernelPages:
     """Pages on a GPU, allocated whole. See PageStore."""
 
     def __init__(
-        self, shapes: Sequence[LayerShape], *, kernels: Kernels, num_pages: int, num_slots: int, max_pages: int
+        self,
+        shapes: Sequence[LayerShape],
+        *,
+        kernels: Kernels,
+        num_pages: int,
+        num_slots: int,
+        max_pages: int,
+        send: Send = mx.array,
     ) -> None:
         self._num_pages = num_pages
+        self.send = send
+        """How a step's numbers go to the device."""
         self.order = WriteOrder()
         grouping = paged_groups(shapes)
         self._stores: dict[int, KernelPool] = {}
@@ -268,6 +283,7 @@ class KernelPages:
             kv_heads=min((shape.heads for shape in shapes), default=1),
             num_slots=num_slots,
             max_pages=max_pages,
+            send=send,
         )
         mx.eval([pool.arrays for pool in self.stores])
 

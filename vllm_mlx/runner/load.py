@@ -151,6 +151,8 @@ def _build_runner(
     wanted: WantedPositions,
     fused: FusedHeads,
 ) -> MlxRunner:
+    import mlx.core as mx
+
     from vllm_mlx.runner.compiled import CompiledSteps
     from vllm_mlx.runner.decode_step import DecodeStep
     from vllm_mlx.runner.kernel_pages import KernelPages
@@ -158,15 +160,23 @@ def _build_runner(
     from vllm_mlx.runner.pages import GrowingPages
     from vllm_mlx.runner.prefill_step import PrefillStep
     from vllm_mlx.runner.runner import MlxRunner
+    from vllm_mlx.runner.staging import Staging
 
     shapes = layers.paged
     build = partial(MlxRunner, model, layers, info=info, family=family, wanted=wanted, max_rows=config.max_num_seqs)
     if kernels is None or not shapes:
         return build(pages=GrowingPages(shapes, num_pages=INITIAL_CPU_PAGES, max_pages=info.num_pages))
     max_pages = -(-info.max_model_len // info.cache.page_size)
+    staging = Staging() if kernels.waits_for_memory else None
+    build = partial(build, staging=staging)
     try:
         pages = KernelPages(
-            shapes, kernels=kernels, num_pages=info.num_pages, num_slots=config.max_num_seqs, max_pages=max_pages
+            shapes,
+            kernels=kernels,
+            num_pages=info.num_pages,
+            num_slots=config.max_num_seqs,
+            max_pages=max_pages,
+            send=staging.send if staging is not None else mx.array,
         )
     except RuntimeError as error:
         size = info.num_pages * info.cache.page_bytes >> 20

@@ -23,6 +23,7 @@ from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, LayerShape, ModelLayers, narrower
 from vllm_mlx.runner.shared_prefix import padded_keys
+from vllm_mlx.runner.staging import Send
 
 SIZES = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Tokens of a padded chunk; beyond the last, multiples of it."""
@@ -58,11 +59,11 @@ class LoneChunk:
     which must then end with a page.
     """
 
-    def __init__(self, row: PrefillRow, *, size: int, pads_keys: bool) -> None:
+    def __init__(self, row: PrefillRow, *, size: int, pads_keys: bool, send: Send = mx.array) -> None:
         assert pads_keys or (row.start + size) % PAGE_SIZE == 0
-        self.chunks = PaddedChunks([row], num_rows=1, length=size, num_groups=len(row.tables))
+        self.chunks = PaddedChunks([row], num_rows=1, length=size, num_groups=len(row.tables), send=send)
         self.offset = row.start
-        self._row, self._size, self._pads_keys = row, size, pads_keys
+        self._row, self._size, self._pads_keys, self._send = row, size, pads_keys, send
         self._tables: dict[tuple[int, int | None], mx.array] = {}
         self._masks: dict[tuple[int | None, int | None, mx.Dtype], mx.array] = {}
 
@@ -84,7 +85,7 @@ class LoneChunk:
             table = np.zeros((1, num_keys // PAGE_SIZE), np.int32)
             own = self._row.tables[group][first : first + table.shape[1]]
             table[0, : len(own)] = own
-            self._tables[group, window] = mx.array(table)
+            self._tables[group, window] = self._send(table)
         return self._tables[group, window]
 
     def mask(self, window: int | None, *, read: int | None, dtype: mx.Dtype) -> mx.array | str:
@@ -158,7 +159,7 @@ class LoneChunks:
         """Logits [1, vocab] behind its last token."""
         is_full = self._is_full(row)
         size = self._full if is_full else padded_tokens(len(row.token_ids))
-        return self._logits_at(LoneChunk(row, size=size, pads_keys=not is_full))
+        return self._logits_at(LoneChunk(row, size=size, pads_keys=not is_full, send=self._pages.send))
 
     def _logits_at(self, place: LoneChunk) -> mx.array:
         with self._wanted.at(place.chunks.lasts):
@@ -177,7 +178,7 @@ class LoneChunks:
         pages = (0,) * ((start + size) // PAGE_SIZE)
         row = PrefillRow(0, start, (0,) * size, pages, False, (pages,) * (self._pages.num_groups - 1))
         try:
-            self._logits_at(LoneChunk(row, size=size, pads_keys=pads_keys))
+            self._logits_at(LoneChunk(row, size=size, pads_keys=pads_keys, send=self._pages.send))
             mx.eval(self._pages.order.token)
         except (RuntimeError, ValueError):
             self._pages.order.token = token  # the new one may never be there

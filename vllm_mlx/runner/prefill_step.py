@@ -134,11 +134,10 @@ class PrefillStep:
     def _run(self, rows: Sequence[PrefillRow], *, num_rows: int, length: int = 0) -> mx.array:
         """Logits [padded rows, vocab]."""
         length = length or max(_padded(row) for row in rows)
-        chunks = PaddedChunks(rows, num_rows=num_rows, length=length, num_groups=self._pages.num_groups)
+        pages = self._pages
+        chunks = PaddedChunks(rows, num_rows=num_rows, length=length, num_groups=pages.num_groups, send=pages.send)
         logits: mx.array
-        logits, self._pages.order.token = self._function(
-            chunks.token_ids, chunks.slots, chunks.lasts, self._pages.order.token
-        )
+        logits, pages.order.token = self._function(chunks.token_ids, chunks.slots, chunks.lasts, pages.order.token)
         return logits
 
     def _forward(

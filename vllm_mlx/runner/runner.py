@@ -50,6 +50,7 @@ from vllm_mlx.runner.rows import (
 )
 from vllm_mlx.runner.sampler import Sampled, SampledRow, Sampler
 from vllm_mlx.runner.scoring import PromptScorer
+from vllm_mlx.runner.staging import Staging
 
 log = get_logger("runner")
 
@@ -68,14 +69,16 @@ class MlxRunner:
         wanted: WantedPositions,
         compiled: CompiledSteps | None = None,
         max_rows: int,
+        staging: Staging | None = None,
     ) -> None:
         self._info = info
         self._model = model
         self._layers = layers
         self._family = family
         self._pages = pages
-        self._compiled = compiled or CompiledSteps()
-        self._sampler = Sampler(layers.vocab_size, compiles=info.backend != "cpu")
+        self._compiled, self._staging = compiled or CompiledSteps(), staging or Staging()
+        send = staging.send if staging is not None else mx.array
+        self._sampler = Sampler(layers.vocab_size, compiles=info.backend != "cpu", send=send)
         self._scorer = PromptScorer(wanted)
         self._last_tokens = mx.zeros((max_rows + 1,), mx.int32)
         self._own: dict[int, list[Any]] = {}
@@ -83,7 +86,7 @@ class MlxRunner:
         self._residents = Residents(batch_layers(model, layers))
         self._is_batched = not any(shape.spec.layout is Layout.OWN for shape in layers.shapes)
         self._finished_at = 0.0
-        self._holds_back = info.backend == "cpu"
+        self._holds_back = info.backend == "cpu" and staging is None  # what is staged is evaluated with its step
         self._adds_masks = info.backend == "cuda"  # there, booleans are converted in every layer
         self._held_back: Launched | None = None
 
@@ -95,6 +98,7 @@ class MlxRunner:
     def build(self, step: Step) -> Launched:
         """Build the step's graph; on a CPU, start the step before first, see `start`."""
         self._start_held_back()
+        self._staging.begin()
         exports = self._start_exports(step)
         imported = self._import(step)
         self._pages.copy(step.copies)
@@ -109,9 +113,8 @@ class MlxRunner:
         if not step.constrained:
             sampled += [self._sample(rows) for rows in unsampled]
             unsampled.clear()
-        kept = [*self._take_checkpoints(step), *imported]
+        kept, scores = [*self._take_checkpoints(step), *imported], self._scorer.taken()
         slots = tuple(row.slot for row in order)
-        scores = self._scorer.taken()
         made = [array for checkpoint in kept for array in checkpoint.arrays()]
         made += [array for score in scores.values() for array in score.arrays()]
         written = [*made, *self._written(step), *logits]
@@ -215,6 +218,7 @@ class MlxRunner:
         now = time.monotonic()
         elapsed_s = now - max(handle.launched_at, self._finished_at)
         self._finished_at = now
+        self._staging.done()
         slots = handle.step.sampled_slots
         return StepResult(
             handle.step.number,

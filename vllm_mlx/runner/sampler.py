@@ -23,11 +23,13 @@ from vllm_mlx.runner.drawing import (
     NEGATIVE_INFINITY,
     Drawing,
     Draws,
+    best,
     choose,
     compiled_drawing,
     draws_of,
     without_forbidden,
 )
+from vllm_mlx.runner.staging import Send
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -80,20 +82,20 @@ class _Batch:
     """The slots, without the padding behind them."""
     num_padded: int
     drawing: Drawing
-    draws: Draws
+    params: Sequence[SamplingParams]
     seeds: Words
-    """Padding included."""
+    """Of all rows, as `params`, padding included."""
 
     @cached_property
-    def index(self) -> mx.array:
-        """The slots, int32 [rows]; a compiled step has them from elsewhere."""
-        return mx.array(self.numbers, dtype=mx.int32)
+    def draws(self) -> Draws:
+        """The parameters on the device."""
+        return draws_of(self.params, self.seeds.tolist())
 
-    def keys(self, positions: Sequence[int]) -> mx.array:
-        """Of what is drawn for these positions; uint32 [rows, 2]."""
+    def keys(self, positions: Sequence[int]) -> Words:
+        """Of what is drawn for these positions, [rows, 2]."""
         keys = np.empty((len(positions), 2), np.uint32)
         keys[:, 0], keys[:, 1] = self.seeds, positions
-        return mx.array(keys)
+        return keys
 
 
 class _Slot:
@@ -128,7 +130,8 @@ class Sampler:
     what chooses tokens by masks is in everybody's way.
     """
 
-    def __init__(self, vocab_size: int, *, compiles: bool = False) -> None:
+    def __init__(self, vocab_size: int, *, compiles: bool = False, send: Send = mx.array) -> None:
+        self._send = send
         self._vocab_size = vocab_size
         self._compiles = compiles
         self._functions: dict[tuple[bool, bool], Callable[..., tuple[mx.array, mx.array]]] = {}
@@ -177,23 +180,27 @@ class Sampler:
         Nothing is evaluated.
         """
         batch = self._batch_of(rows, num_padded=0)
-        keys = batch.keys([row.position for row in rows])
+        index, positions = self._send(np.array(batch.numbers, np.int32)), [row.position for row in rows]
         if self._compiles and masks is not None and batch.drawing.is_plain and self._are_plain(rows):
-            words = mx.array(_mask_words(masks, rows))
+            words, keys = self._send_words(_mask_words(masks, rows)), self._send_words(batch.keys(positions))
             choose_masked = self._masked(batch.drawing)
-            tokens, last_tokens = choose_masked(logits, words, batch.draws, keys, batch.index, last_tokens)
+            tokens, last_tokens = choose_masked(logits, words, batch.draws, keys, index, last_tokens)
             return Sampled(tokens, len(rows)), last_tokens
         slots = [self._slots[row.slot] for row in rows]
         logits = raw = logits.astype(mx.float32)
         logits = self._penalised(logits, slots)
         logits = _biased(logits, slots, rows)
         if masks is not None:
-            logits = without_forbidden(logits, mx.array(_mask_words(masks, rows)))
-        tokens = choose(batch.drawing, logits, batch.draws, keys=keys)
+            logits = without_forbidden(logits, self._send_words(_mask_words(masks, rows)))
+        if batch.drawing.draws:
+            keys = self._send_words(batch.keys(positions))
+            tokens = choose(batch.drawing, logits, batch.draws, keys=keys)
+        else:
+            tokens = best(logits)
         for i, slot in enumerate(slots):
             if slot.counts is not None:
                 slot.counts = slot.counts.at[tokens[i]].add(1)
-        last_tokens[batch.index] = tokens
+        last_tokens[index] = tokens
         return Sampled(tokens, len(rows), _logprobs(raw, tokens, slots)), last_tokens
 
     def compiled(self, rows: Sequence[SampledRow], *, num_rows: int) -> tuple[Drawing, Draws] | None:
@@ -203,6 +210,9 @@ class Sampler:
         batch = self._batch_of(rows, num_padded=num_rows - len(rows))
         preset = compiled_drawing(batch.drawing)
         return None if preset is None else (preset, batch.draws)
+
+    def _send_words(self, words: Words) -> mx.array:
+        return self._send(words.view(np.int32)).view(mx.uint32)
 
     def _are_plain(self, rows: Sequence[SampledRow]) -> bool:
         return all(self._slots[row.slot].is_plain(row.position) for row in rows)
@@ -230,7 +240,7 @@ class Sampler:
             params = [slot.params for slot in slots] + [PADDING] * num_padded
             seeds = [slot.seed for slot in slots] + [0] * num_padded
             drawing = Drawing.of([slot.params for slot in slots])
-            self._batch = _Batch(numbers, num_padded, drawing, draws_of(params, seeds), np.array(seeds, np.uint32))
+            self._batch = _Batch(numbers, num_padded, drawing, params, np.array(seeds, np.uint32))
         return self._batch
 
     def _penalised(self, logits: mx.array, slots: Sequence[_Slot]) -> mx.array:

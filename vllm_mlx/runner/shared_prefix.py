@@ -17,6 +17,7 @@ from vllm_mlx.core.step import PrefillRow
 from vllm_mlx.runner.geometry import PaddedChunks, additive
 from vllm_mlx.runner.kernel_pages import KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, Fetching, narrower
+from vllm_mlx.runner.staging import Send
 
 CHUNK_MULTIPLE = 16
 MIN_KEYS_MULTIPLE = 256
@@ -32,13 +33,13 @@ class SharedPrefix:
     The keys are what these pages hold, one after the other, then padding. Padded rows come last.
     """
 
-    def __init__(self, rows: Sequence[PrefillRow]) -> None:
+    def __init__(self, rows: Sequence[PrefillRow], *, send: Send = mx.array) -> None:
         self.offset = rows[0].start
         assert all(row.start == self.offset for row in rows)
         num_pages, tail = divmod(self.offset, PAGE_SIZE)
         num_rows, size, num_groups = padded_count(rows), padded_size(rows), len(rows[0].tables)
         num_own = -(-(tail + size) // PAGE_SIZE)
-        self.chunks = PaddedChunks(rows, num_rows=num_rows, length=size, num_groups=num_groups)
+        self.chunks = PaddedChunks(rows, num_rows=num_rows, length=size, num_groups=num_groups, send=send)
         self.num_keys = padded_keys((num_pages + num_rows * num_own) * PAGE_SIZE)
         tables = np.zeros((num_groups, 1, self.num_keys // PAGE_SIZE), np.int32)
         for group, shared in enumerate(rows[0].tables):
@@ -47,7 +48,7 @@ class SharedPrefix:
                 own = row.tables[group][num_pages : num_pages + num_own]
                 begin = num_pages + i * num_own
                 tables[group, 0, begin : begin + len(own)] = own
-        self.tables = [mx.array(table) for table in tables]
+        self.tables = [send(table) for table in tables]
         """Of each group of layers, int32 [1, pages]. Pages that no window shows any more are page 0, and hidden."""
         self._num_shared, self._num_own = num_pages * PAGE_SIZE, num_own * PAGE_SIZE
         self._num_rows, self._size = num_rows, size

@@ -24,6 +24,7 @@ from vllm_mlx.runner.head import WantedPositions
 from vllm_mlx.runner.kernel_pages import KernelPages, KernelPool
 from vllm_mlx.runner.layers import PAGE_SIZE, ModelLayers, narrower
 from vllm_mlx.runner.shared_prefix import SharedPrefix, SharedPrefixView, padded_count, padded_size
+from vllm_mlx.runner.staging import Send
 
 MAX_TOGETHER = 8
 MAX_TOKENS_TOGETHER = 1024
@@ -41,7 +42,7 @@ MAX_SCORES_SHARING = 1 << 26
 class SuffixPlace:
     """Where the chunks stand; padded tokens are written to page 0 and seen by nobody."""
 
-    def __init__(self, rows: Sequence[PrefillRow]) -> None:
+    def __init__(self, rows: Sequence[PrefillRow], *, send: Send = mx.array) -> None:
         starts, size = np.array([row.start for row in rows], np.int32), padded_size(rows)
         longest = int(starts.max()) + size
         self._is_even = longest == int(starts.min()) + size
@@ -53,9 +54,9 @@ class SuffixPlace:
             for group, page_ids in enumerate(row.tables):
                 own = page_ids[:num_pages]
                 tables[group, i, : len(own)] = own
-        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size, num_groups=num_groups)
-        self.offset = mx.array(starts)
-        self.tables = [mx.array(table) for table in tables]
+        self.chunks = PaddedChunks(rows, num_rows=len(rows), length=size, num_groups=num_groups, send=send)
+        self.offset = send(starts)
+        self.tables = [send(table) for table in tables]
         """Of each group of layers. What a window does not show any more is read from page 0, and hidden."""
         self.num_keys = longest if self._is_even else num_pages * PAGE_SIZE
         """Tokens that are shown to attention; some are no row's own unless all rows have as many."""
@@ -119,7 +120,7 @@ def logits(
     model: nn.Module, layers: ModelLayers, pages: KernelPages, wanted: WantedPositions, rows: Sequence[PrefillRow]
 ) -> mx.array:
     """Logits [rows, vocab] behind the last tokens of the chunks of a group."""
-    place = SharedPrefix(rows) if _is_shared(rows) else SuffixPlace(rows)
+    place = (SharedPrefix if _is_shared(rows) else SuffixPlace)(rows, send=pages.send)
     with wanted.at(place.chunks.lasts):
         views = layers.fold([_view(pool, place) for pool in pages.pools])
         return wanted.of(model(place.chunks.token_ids, cache=views))[: len(rows), 0]
