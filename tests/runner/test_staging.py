@@ -56,8 +56,9 @@ def test_what_is_sent_at_rest_stays_until_a_step_is_done() -> None:
 @pytest.mark.skipif(device.probe().is_gpu, reason="these are the kernels of machines without one")
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "qwen3_next", "deepseek_v3"])
 @pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("logprobs", [None, 2], ids=["compiled sampler", "eager sampler"])
 def test_no_step_reads_what_was_given_free(
-    name: str, eager: bool, open_runner: Open, monkeypatch: pytest.MonkeyPatch
+    name: str, eager: bool, logprobs: int | None, open_runner: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = Staging.done
 
@@ -67,9 +68,9 @@ def test_no_step_reads_what_was_given_free(
             for piece in pieces:
                 piece.view[:] = POISON
 
-    begins = prompts(70)[0]
-    submits = [submit(str(i), p, max_tokens=9 + i, seed=i) for i, p in enumerate(prompts(5, 23, 70, 150))]
-    submits += [submit(f"like {i}", [*begins, 7 + i, 9], max_tokens=5, temperature=0.8) for i in range(3)]
+    begins, asked = prompts(70)[0], {"logprobs": logprobs}
+    submits = [submit(str(i), p, max_tokens=9 + i, seed=i, **asked) for i, p in enumerate(prompts(5, 23, 70, 150))]
+    submits += [submit(f"like {i}", [*begins, 7 + i, 9], max_tokens=9, temperature=0.8, **asked) for i in range(3)]
     expected = run(open_runner(name), submits, config=Config())
     monkeypatch.setattr(Staging, "done", poisoning)
     kernels = PlainKernels(plans=True)

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from vllm_mlx.core.sampling import SamplingParams
+from vllm_mlx.runner.staging import Send
 
 NEGATIVE_INFINITY = float("-inf")
 MIN_CANDIDATES = 64
@@ -71,8 +72,11 @@ def compiled_drawing(drawing: Drawing) -> Drawing | None:
     return PLAIN if drawing.draws else GREEDY
 
 
-def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int]) -> Draws:
-    """The parameters as arrays, sent together: making one, a GPU's host may have to wait until the device is done."""
+def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int], *, send: Send = mx.array) -> Draws:
+    """The parameters as arrays, sent together.
+
+    They last longer than what is sent for one step, if whoever sends them needs any of them in that step.
+    """
     numbers = [
         [1.0 if p.is_greedy else p.temperature for p in params],
         [0.0 if p.is_greedy else p.min_p for p in params],
@@ -83,7 +87,8 @@ def draws_of(params: Sequence[SamplingParams], seeds: Sequence[int]) -> Draws:
         [p.top_k if p.top_k > 0 and not p.is_greedy else 2**30 for p in params],
         seeds,
     ]
-    sent = mx.array(np.concatenate([np.array(numbers, np.float32).view(np.uint32), np.array(counts, np.uint32)]))
+    words = np.concatenate([np.array(numbers, np.float32).view(np.int32), np.array(counts, np.uint32).view(np.int32)])
+    sent = (send(words) + 0).view(mx.uint32)
     temperature, min_p, top_p = sent[:3].view(mx.float32)
     is_greedy, top_k, seeds_ = sent[3:]
     return {

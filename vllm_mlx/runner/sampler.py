@@ -85,11 +85,12 @@ class _Batch:
     params: Sequence[SamplingParams]
     seeds: Words
     """Of all rows, as `params`, padding included."""
+    send: Send
 
     @cached_property
     def draws(self) -> Draws:
         """The parameters on the device."""
-        return draws_of(self.params, self.seeds.tolist())
+        return draws_of(self.params, self.seeds.tolist(), send=self.send)
 
     def keys(self, positions: Sequence[int]) -> Words:
         """Of what is drawn for these positions, [rows, 2]."""
@@ -240,7 +241,7 @@ class Sampler:
             params = [slot.params for slot in slots] + [PADDING] * num_padded
             seeds = [slot.seed for slot in slots] + [0] * num_padded
             drawing = Drawing.of([slot.params for slot in slots])
-            self._batch = _Batch(numbers, num_padded, drawing, params, np.array(seeds, np.uint32))
+            self._batch = _Batch(numbers, num_padded, drawing, params, np.array(seeds, np.uint32), self._send)
         return self._batch
 
     def _penalised(self, logits: mx.array, slots: Sequence[_Slot]) -> mx.array:
