@@ -40,10 +40,9 @@ class Watched(Scheduler):
         """What steps are said to have taken, in turns; None for what they took."""
         self._num_committed = 0
 
-    @property
     def can_let_in(self) -> bool:
         """See `Scheduler`."""
-        return super().can_let_in or (self.plans_ahead and not self._has_preempted)
+        return super().can_let_in() or (self.plans_ahead and not self._has_preempted)
 
     def plan(self) -> Step | None:
         """See `Scheduler`."""

@@ -12,6 +12,7 @@ from vllm_mlx.core.config import Config
 from vllm_mlx.core.step import Runner
 from vllm_mlx.runner import blas
 from vllm_mlx.runner.kernel_pages import Kernels
+from vllm_mlx.runner.staging import Staging
 
 blas.preload_here()
 
@@ -26,6 +27,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return path if path.exists() else write_tiny_model(name, path)
 
     return folder
+
+
+@pytest.fixture
+def overwrite_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, memory that a step's numbers went through is overwritten as soon as it may be used again."""
+    done = Staging.done
+
+    def overwriting(staging: Staging) -> None:
+        done(staging)
+        for pieces in staging._free.values():
+            for piece in pieces:
+                piece.view[:] = 0
+
+    return lambda: monkeypatch.setattr(Staging, "done", overwriting)
 
 
 @pytest.fixture

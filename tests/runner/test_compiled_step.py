@@ -76,6 +76,21 @@ def test_replayed_steps_take_known_tokens(open_runner: Open, replay: Replay) -> 
     assert replay.num_replays > num_replays
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_steps_that_sample_nothing_leave_nothing_to_be_read_later(
+    name: str, open_runner: Open, replay: Replay, overwrite_free: Callable[[], None]
+) -> None:
+    script = " ".join(map(str, range(40, 52))) + " ? ? ?"
+    made = [submit(str(i), p, logprobs=None, max_tokens=19, seed=i) for i, p in enumerate(prompts(57, 90))]
+    submits = [msgspec.structs.replace(one, sampling=one.sampling.replace(grammar=script)) for one in made]
+    config = Config(max_num_seqs=1)
+    expected = Loop(open_runner(name, max_num_seqs=1), config, end=2, chunked=False).run(*submits)
+    overwrite_free()
+    loop = Loop(open_runner(name, kernels=PureKernels(), max_num_seqs=1, max_model_len=128), config, end=2)
+    assert loop.run(*submits) == expected
+    assert any(not row.samples for step in loop.steps for row in step.decodes)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_whether_a_step_is_started_first_or_last_changes_no_token(
     temperature: float, open_runner: Open, replay: Replay

@@ -16,7 +16,6 @@ from vllm_mlx.runner import device
 from vllm_mlx.runner.staging import MIN_SIZE, Staging
 
 Open = Callable[..., Runner]
-POISON = -(1 << 30)
 
 
 def numbers(start: int, *shape: int) -> np.ndarray:
@@ -58,21 +57,13 @@ def test_what_is_sent_at_rest_stays_until_a_step_is_done() -> None:
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("logprobs", [None, 2], ids=["compiled sampler", "eager sampler"])
 def test_no_step_reads_what_was_given_free(
-    name: str, eager: bool, logprobs: int | None, open_runner: Open, monkeypatch: pytest.MonkeyPatch
+    name: str, eager: bool, logprobs: int | None, open_runner: Open, overwrite_free: Callable[[], None]
 ) -> None:
-    done = Staging.done
-
-    def poisoning(staging: Staging) -> None:
-        done(staging)
-        for pieces in staging._free.values():
-            for piece in pieces:
-                piece.view[:] = POISON
-
     begins, asked = prompts(70)[0], {"logprobs": logprobs}
     submits = [submit(str(i), p, max_tokens=9 + i, seed=i, **asked) for i, p in enumerate(prompts(5, 23, 70, 150))]
     submits += [submit(f"like {i}", [*begins, 7 + i, 9], max_tokens=9, temperature=0.8, **asked) for i in range(3)]
     expected = run(open_runner(name), submits, config=Config())
-    monkeypatch.setattr(Staging, "done", poisoning)
+    overwrite_free()
     kernels = PlainKernels(plans=True)
     runner = open_runner(name, kernels=kernels, max_num_seqs=8, prefill_step_size=64, enforce_eager=eager)
     assert_same(run(runner, submits, config=Config(max_num_seqs=8, prefill_step_size=64), every=2), expected)

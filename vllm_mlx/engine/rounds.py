@@ -80,8 +80,9 @@ class Rounds:
                 self._tell()
             self._prepare_masks(built)
             self._start(built)
+            self._scheduler.look_ahead()
         else:
-            if built is not None and not gives_tokens and self._scheduler.can_let_in:
+            if built is not None and not gives_tokens and self._scheduler.can_let_in():
                 self._ahead = self._plan()
             self._start(built)
             self._scheduler.look_ahead()

@@ -349,10 +349,9 @@ class Scheduler:
         """The step planned last, if it is not committed."""
         return self._launched[-1] if self._launched else None
 
-    @property
     def can_let_in(self) -> bool:
-        """Whether somebody waited for a prefix whose last part is in the step planned last, and may begin behind it."""
-        return bool(self._free_slots) and not self._has_preempted and self._kv.has_come
+        """Whether some who waited for a prefix may begin behind the step planned last; told but once of each."""
+        return bool(self._free_slots) and not self._has_preempted and self._kv.let_on()
 
     def commit(self, result: StepResult) -> None:
         """Take in the tokens of the oldest step that is not committed. Raises ValueError if they are not its own."""

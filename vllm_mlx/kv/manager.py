@@ -99,12 +99,6 @@ class KVManager:
         """Sequences that wait for the disk."""
         return self._loader.disk.num_loading if self._loader else 0
 
-    @property
-    def has_come(self) -> bool:
-        """Whether a sequence waits for a prefix that nobody has to compute any more."""
-        awaited = (table.awaited for table in self._waiting.values())
-        return any(name is not None and name not in self._under_way for name in awaited)
-
     def figures(self) -> Stats:
         """The manager's part of `Stats`."""
         return Stats(
@@ -209,6 +203,13 @@ class KVManager:
     def checkpoint_due(self, seq_id: str, num_computed: int) -> int | None:
         """The number of the checkpoint to take once `num_computed` tokens are computed; None if none is due."""
         return self._plan.due(self._tables[seq_id], num_computed) if self._shares_prefixes else None
+
+    def let_on(self) -> bool:
+        """Whether sequences waited for a prefix that nobody has to compute any more; from now on they do not."""
+        let_on = [each for each in self._waiting.values() if each.awaited and each.awaited not in self._under_way]
+        for table in let_on:
+            table.awaited = None
+        return bool(let_on)
 
     def keep_checkpoint(
         self, seq_id: str, number: int, token_ids: Sequence[int], *, num_computed: int, size_bytes: int

@@ -201,7 +201,7 @@ class MlxRunner:
         self._last_tokens = mx.zeros((1,), mx.int32)  # the old ones may depend on a step that was never computed
         self._sampler = Sampler(self._layers.vocab_size, compiles=self._info.backend != "cpu")
         self._own.clear()
-        self._checkpoints = Checkpoints()
+        self._checkpoints, self._staging = Checkpoints(), Staging()
         self._residents = Residents([])
         self._compiled.close()
         self._pages = GrowingPages((), num_pages=0, max_pages=0)
