@@ -125,7 +125,7 @@ class Crowd:
         while self.scheduler.waits_for_threads:
             time.sleep(0.001)
         step = self.plan()
-        launched = self.scheduler.uncommitted
+        launched = self.scheduler.newest
         if launched is not None and launched.constrained:
             with self.constraints:
                 self.constraints.prepare(launched.step.constrained, launched.constrained)
