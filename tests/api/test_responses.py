@@ -15,6 +15,7 @@ from fixtures_server import client_of, running
 
 from vllm_mlx.api.wire.responses.body import ResponsesBody
 from vllm_mlx.api.wire.sampling import GenerationBody
+from vllm_mlx.chat.stream import EventStream
 from vllm_mlx.core.config import Config
 from vllm_mlx.core.sampling import SamplingParams
 
@@ -293,6 +294,22 @@ async def test_a_background_response_is_cancelled(slow: httpx.AsyncClient) -> No
     other = await make(slow, background=True, max_output_tokens=400)
     assert (await slow.delete(f"/v1/responses/{other['id']}")).status_code == 200
     assert (await slow.get(f"/v1/responses/{other['id']}")).status_code == 404
+
+
+async def test_what_has_ended_is_stored_although_it_is_cancelled(
+    slow: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = EventStream.aclose
+
+    async def close_slowly(events: EventStream) -> None:
+        await asyncio.sleep(0.2)
+        await close(events)
+
+    monkeypatch.setattr(EventStream, "aclose", close_slowly)
+    made = await make(slow, background=True, max_output_tokens=2)
+    done = await finished(slow, made["id"])
+    assert (await slow.post(f"/v1/responses/{made['id']}/cancel")).json() == done
+    assert (await slow.get(f"/v1/responses/{made['id']}")).json() == done
 
 
 async def test_a_follower_of_a_cancelled_response_gets_a_last_event(slow: httpx.AsyncClient) -> None:

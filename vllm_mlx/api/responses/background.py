@@ -68,9 +68,9 @@ class LiveRun:
             except asyncio.CancelledError:
                 if not self._run.encoder.is_ended:
                     self._add(frames(self._run.encoder.cancelling()))
-            await self._run.events.aclose()
-            self._is_done = True
+            self._is_done = True  # from here on nothing interrupts it, see `cancel`
             self._wake()
+            await self._run.events.aclose()
             try:
                 await self._run.keeper.end(self.answer, b"".join(self._frames))
             except sqlite3.Error as error:
