@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_mlx.core.step import DecodeRow, PrefillRow
+from vllm_mlx.runner.kernels.plan import Integers
 from vllm_mlx.runner.layers import PAGE_SIZE
 from vllm_mlx.runner.staging import Send
-
-Integers = NDArray[np.int32]
 
 
 class PoolIndex:

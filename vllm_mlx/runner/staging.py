@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
-Integers = NDArray[np.int32]
+from vllm_mlx.runner.kernels.plan import Integers
+
 Send = Callable[[Integers], mx.array]
 """Makes an array on the device; `mx.array` does."""
 
